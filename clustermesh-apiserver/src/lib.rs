@@ -1,0 +1,1 @@
+//! Exports a cluster into the mesh and mirrors its peers.

@@ -1,0 +1,3 @@
+//! Exports a cluster into the mesh and mirrors its peers.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Custom resource types and their generated YAML.

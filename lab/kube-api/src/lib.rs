@@ -1,0 +1,1 @@
+//! A small Kubernetes API server for the lab, used where the real one cannot be had.

@@ -1,0 +1,1 @@
+//! Whole clusters on one machine: namespaces as nodes and pods, faults, scenarios.

@@ -1,0 +1,1 @@
+//! Turns the mesh's state into eBPF maps on one node.
