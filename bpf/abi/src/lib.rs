@@ -1,2 +1,58 @@
 //! Map keys and values shared by the eBPF programs and the node-agent.
+//!
+//! Addresses are 16 bytes everywhere, IPv4 in its v4-mapped form (`::ffff:a.b.c.d`), so that both families
+//! share maps and code. Ports are kept in network byte order, as they stand in packets and in sockets. No type
+//! has implicit padding: hash maps compare keys byte by byte, and the verifier refuses uninitialised bytes.
+//!
+//! Changing a layout or the meaning of a field needs a new [`VERSION`]: it is part of the pin path, so that an
+//! agent never takes over maps that it would misread.
 #![no_std]
+
+mod addr;
+mod conntrack;
+mod counters;
+mod ipcache;
+#[cfg(feature = "user")]
+mod pod;
+mod service;
+
+pub use addr::{Addr, LOOPBACK_V4, LOOPBACK_V6, Protocol};
+pub use conntrack::{
+    AffinityEntry, AffinityKey, CtEntry, CtKey, FragmentEntry, FragmentKey, ReplyEntry, ReplyKey, SocketEntry,
+    SocketKey, SocketKeyKind, ct_flags, reply_flags,
+};
+pub use counters::Counter;
+pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};
+pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
+
+/// Version of the layouts in this crate and of what their fields mean.
+pub const VERSION: u32 = 1;
+
+/// Largest cluster id plus one (clusters are numbered 1..=511, 0 is the own or an unknown one).
+pub const CLUSTERS: u32 = 512;
+
+/// Names of the maps, as they stand in the object and in the pin directory.
+pub mod maps {
+    /// [`ServiceKey`](crate::ServiceKey) to [`Service`](crate::Service), hash.
+    pub const SERVICES: &str = "services";
+    /// [`SlotKey`](crate::SlotKey) to [`Slot`](crate::Slot), hash.
+    pub const SLOTS: &str = "slots";
+    /// Backend id to [`Backend`](crate::Backend), array.
+    pub const BACKENDS: &str = "backends";
+    /// [`IpcacheKey`](crate::IpcacheKey) to [`IpcacheEntry`](crate::IpcacheEntry), LPM trie.
+    pub const IPCACHE: &str = "ipcache";
+    /// [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry), LRU hash.
+    pub const CT: &str = "ct";
+    /// [`ReplyKey`](crate::ReplyKey) to [`ReplyEntry`](crate::ReplyEntry), LRU hash.
+    pub const CT_REPLY: &str = "ct_reply";
+    /// [`AffinityKey`](crate::AffinityKey) to [`AffinityEntry`](crate::AffinityEntry), LRU hash.
+    pub const AFFINITY: &str = "affinity";
+    /// [`SocketKey`](crate::SocketKey) to [`SocketEntry`](crate::SocketEntry), LRU hash.
+    pub const SOCKETS: &str = "sockets";
+    /// [`FragmentKey`](crate::FragmentKey) to [`FragmentEntry`](crate::FragmentEntry), LRU hash.
+    pub const FRAGMENTS: &str = "fragments";
+    /// [`Counter`](crate::Counter) to u64, per-CPU array.
+    pub const COUNTERS: &str = "counters";
+    /// Cluster id to new flows towards its backends (u64), per-CPU array.
+    pub const CLUSTER_FLOWS: &str = "cluster_flows";
+}

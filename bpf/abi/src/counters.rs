@@ -1,0 +1,89 @@
+/// What the datapath counts, per CPU: index into the map of counters. Numbers are never reused.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum Counter {
+    /// Sockets sent to a backend at `connect()`, and datagrams at `sendmsg()`.
+    SocketTranslated = 0,
+    /// Refused at the socket since the service has no backend.
+    SocketNoBackend = 1,
+    /// Refused at the socket by an error of ours (no consistent backend found, or a map refused an entry).
+    SocketError = 2,
+    /// Packets from pods sent on to a backend.
+    TcForward = 3,
+    /// Packets to pods whose source was turned back into the service's.
+    TcReply = 4,
+    /// Flows that connection tracking saw for the first time, or sent to a new backend.
+    TcNewFlow = 5,
+    /// Packets from pods dropped since the service has no backend.
+    TcNoBackend = 6,
+    /// Packets dropped by an error of ours: they could not be rewritten, or tracked.
+    TcError = 7,
+    /// Flows for which no backend was free of a clash with another flow of the same client port.
+    TcClash = 8,
+    /// Later fragments rewritten.
+    TcFragment = 9,
+    /// Fragments of translated datagrams passed as they are, since their first fragment was not seen before.
+    TcFragmentUnknown = 10,
+    /// ICMP errors rewritten to name the service that the pod has dialled.
+    TcIcmp = 11,
+    /// Packets of pods that reached themselves through a service.
+    TcHairpin = 12,
+    /// Connection refusals sent to pods in answer to a packet for a service without backends.
+    TcRefused = 13,
+}
+
+impl Counter {
+    /// All of them, in order of their index.
+    pub const ALL: [Self; 14] = [
+        Self::SocketTranslated,
+        Self::SocketNoBackend,
+        Self::SocketError,
+        Self::TcForward,
+        Self::TcReply,
+        Self::TcNewFlow,
+        Self::TcNoBackend,
+        Self::TcError,
+        Self::TcClash,
+        Self::TcFragment,
+        Self::TcFragmentUnknown,
+        Self::TcIcmp,
+        Self::TcHairpin,
+        Self::TcRefused,
+    ];
+
+    /// Size of the map: room for more.
+    pub const CAPACITY: u32 = 32;
+
+    /// Name for metrics and status: lower case, words joined by underscores.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SocketTranslated => "socket_translated",
+            Self::SocketNoBackend => "socket_no_backend",
+            Self::SocketError => "socket_error",
+            Self::TcForward => "tc_forward",
+            Self::TcReply => "tc_reply",
+            Self::TcNewFlow => "tc_new_flow",
+            Self::TcNoBackend => "tc_no_backend",
+            Self::TcError => "tc_error",
+            Self::TcClash => "tc_clash",
+            Self::TcFragment => "tc_fragment",
+            Self::TcFragmentUnknown => "tc_fragment_unknown",
+            Self::TcIcmp => "tc_icmp",
+            Self::TcHairpin => "tc_hairpin",
+            Self::TcRefused => "tc_refused",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_counters_is_in_order_and_fits() {
+        for (index, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, index);
+        }
+        assert!(Counter::ALL.len() <= Counter::CAPACITY as usize);
+    }
+}
