@@ -18,8 +18,8 @@ mod service;
 
 pub use addr::{Addr, LOOPBACK_V4, LOOPBACK_V6, Protocol};
 pub use conntrack::{
-    AffinityEntry, AffinityKey, CtEntry, CtKey, FragmentEntry, FragmentKey, ReplyEntry, ReplyKey, SocketEntry,
-    SocketKey, SocketKeyKind, ct_flags, reply_flags,
+    AffinityEntry, AffinityKey, CtEntry, CtKey, FragmentEntry, FragmentKey, ReplyEntry, ReplyKey,
+    SocketEntry, SocketKey, SocketKeyKind, ct_flags, reply_flags,
 };
 pub use counters::Counter;
 pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};

@@ -14,6 +14,21 @@ macro_rules! plain_old_data {
 }
 
 plain_old_data!(
-    ServiceKey, Service, SlotKey, Slot, Backend, IpcacheKey, IpcacheEntry, CtKey, CtEntry, ReplyKey, ReplyEntry,
-    AffinityKey, AffinityEntry, SocketKey, SocketEntry, FragmentKey, FragmentEntry,
+    ServiceKey,
+    Service,
+    SlotKey,
+    Slot,
+    Backend,
+    IpcacheKey,
+    IpcacheEntry,
+    CtKey,
+    CtEntry,
+    ReplyKey,
+    ReplyEntry,
+    AffinityKey,
+    AffinityEntry,
+    SocketKey,
+    SocketEntry,
+    FragmentKey,
+    FragmentEntry,
 );

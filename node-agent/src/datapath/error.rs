@@ -18,13 +18,17 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The pin directory is not on a BPF file system.
-    #[error("{path} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf, and put the pin directory below it")]
+    #[error(
+        "{path} is not on a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf, and put the pin directory below it"
+    )]
     NotBpffs {
         /// The pin directory.
         path: PathBuf,
     },
     /// The directory to attach to is not a cgroup2.
-    #[error("{path} is not a cgroup2 directory; mount it with: mount -t cgroup2 none {path} (on a hybrid host it is /sys/fs/cgroup/unified)")]
+    #[error(
+        "{path} is not a cgroup2 directory; mount it with: mount -t cgroup2 none {path} (on a hybrid host it is /sys/fs/cgroup/unified)"
+    )]
     NotCgroup2 {
         /// The directory.
         path: PathBuf,
@@ -38,7 +42,9 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// The kernel lacks something.
-    #[error("this kernel ({release}) cannot do {what}: {source}; Isthmus needs Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF")]
+    #[error(
+        "this kernel ({release}) cannot do {what}: {source}; Isthmus needs Linux 5.10 or later with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NET_CLS_BPF"
+    )]
     Unsupported {
         /// What was asked of it.
         what: String,
