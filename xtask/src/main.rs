@@ -1,3 +1,32 @@
 //! What make and CI call: the eBPF build and its check, CRD generation.
 
-fn main() {}
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+mod crds;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What make and CI call")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the custom resource definitions to crds/yaml/
+    Crds(crds::Crds),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Crds(crds) => crds.run(&workspace()),
+    }
+}
+
+/// The folder that holds the workspace's Cargo.toml.
+fn workspace() -> PathBuf {
+    let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().map_or(xtask.clone(), PathBuf::from)
+}
