@@ -1,1 +1,3 @@
 //! Exports a cluster into the mesh and mirrors its peers.
+
+pub mod pki;

@@ -22,22 +22,28 @@ pub(crate) struct Fuzz {
     target: Option<String>,
 }
 
-/// Runs every target in turn and stops at the first crash, whose input cargo-fuzz leaves under `fuzz/artifacts/`.
-pub(crate) fn run(root: &Path, options: &Fuzz) -> Result<()> {
-    install(root)?;
-    let mut ran = 0;
-    for krate in FUZZED.map(|name| root.join(name)).iter().filter(|path| path.join("fuzz/Cargo.toml").exists()) {
-        for target in targets(krate)? {
-            if options.target.as_ref().is_some_and(|only| *only != target) {
-                continue;
+impl Fuzz {
+    /// Runs every target in turn and stops at the first crash, whose input cargo-fuzz leaves under `fuzz/artifacts/`.
+    pub(crate) fn run(&self, root: &Path) -> Result<()> {
+        install(root)?;
+        let mut ran = 0;
+        for krate in
+            FUZZED.map(|name| root.join(name)).iter().filter(|path| path.join("fuzz/Cargo.toml").exists())
+        {
+            for target in targets(krate)? {
+                if self.target.as_ref().is_some_and(|only| *only != target) {
+                    continue;
+                }
+                ran += 1;
+                fuzz(krate, &target, self.seconds)?;
             }
-            ran += 1;
-            fuzz(krate, &target, options.seconds)?;
         }
-    }
-    match (&options.target, ran) {
-        (Some(name), 0) => bail!("no fuzz target is called `{name}`: see fuzz_targets/ in {}", FUZZED.join("/fuzz, ")),
-        _ => Ok(()),
+        match (&self.target, ran) {
+            (Some(name), 0) => {
+                bail!("no fuzz target is called `{name}`: see fuzz/fuzz_targets/ in {}", FUZZED.join(", "))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -49,7 +55,10 @@ fn fuzz(krate: &Path, target: &str, seconds: u32) -> Result<()> {
         .status()
         .context("cargo fuzz does not start")?;
     if !status.success() {
-        bail!("{target} found something: its input is under {}", krate.join("fuzz/artifacts").join(target).display());
+        bail!(
+            "{target} found something: its input is under {}",
+            krate.join("fuzz/artifacts").join(target).display()
+        );
     }
     Ok(())
 }
@@ -70,7 +79,8 @@ fn targets(krate: &Path) -> Result<Vec<String>> {
 }
 
 fn install(root: &Path) -> Result<()> {
-    if Command::new("cargo").args(["fuzz", "--version"]).output().is_ok_and(|output| output.status.success()) {
+    if Command::new("cargo").args(["fuzz", "--version"]).output().is_ok_and(|output| output.status.success())
+    {
         return Ok(());
     }
     eprintln!("Building cargo-fuzz {CARGO_FUZZ} (once)");

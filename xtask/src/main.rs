@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 mod crds;
+mod fuzz;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "What make and CI call")]
@@ -17,11 +18,14 @@ struct Cli {
 enum Command {
     /// Write the custom resource definitions to crds/yaml/
     Crds(crds::Crds),
+    /// Run every fuzz target for a while
+    Fuzz(fuzz::Fuzz),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Crds(crds) => crds.run(&workspace()),
+        Command::Fuzz(fuzz) => fuzz.run(&workspace()),
     }
 }
 
