@@ -3,3 +3,4 @@
 
 mod backoff;
 pub mod config;
+pub mod memory;
