@@ -1,0 +1,13 @@
+//! What both daemons share: logs, signals, and the local HTTP endpoints.
+//!
+//! Nothing here listens in plain text beyond the machine: [`LoopbackAddr`] cannot hold another address, and the API
+//! socket is a file that only its owner may open.
+#![forbid(unsafe_code)]
+
+mod http;
+mod log;
+mod signal;
+
+pub use http::{Endpoints, HttpError, LoopbackAddr, NotLoopback, Readiness};
+pub use log::{LogFormat, LogLevel, init_logging};
+pub use signal::shutdown_on_signal;
