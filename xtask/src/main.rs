@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod bpf;
 mod crds;
 mod fuzz;
 
@@ -16,6 +17,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build or check the eBPF object
+    Bpf(bpf::Bpf),
     /// Write the custom resource definitions to crds/yaml/
     Crds(crds::Crds),
     /// Run every fuzz target for a while
@@ -24,6 +27,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Bpf(bpf) => bpf.run(&workspace()),
         Command::Crds(crds) => crds.run(&workspace()),
         Command::Fuzz(fuzz) => fuzz.run(&workspace()),
     }

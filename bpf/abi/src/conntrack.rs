@@ -64,10 +64,8 @@ pub struct ReplyKey {
     pub backend_port_be: u16,
     /// Destination port, network byte order.
     pub client_port_be: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// IP protocol number; as wide as the gap that it would leave.
+    pub protocol: u32,
 }
 
 /// What the answers of a flow must be made to come from.
@@ -141,9 +139,9 @@ pub struct SocketKey {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketEntry {
-    /// The service's address ([`SocketKeyKind::Peer`]), or zero.
+    /// The service's address.
     pub addr: Addr,
-    /// The service's port, network byte order, or zero.
+    /// The service's port, network byte order.
     pub port_be: u16,
     /// Zero.
     pub pad: u16,
@@ -163,10 +161,8 @@ pub struct FragmentKey {
     pub destination: Addr,
     /// Identification field of the IP header.
     pub id: u32,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 3],
+    /// IP protocol number; as wide as the gap that it would leave.
+    pub protocol: u32,
 }
 
 /// Where its later fragments go.

@@ -14,27 +14,23 @@ pub enum Counter {
     TcReply = 4,
     /// Flows that connection tracking saw for the first time, or sent to a new backend.
     TcNewFlow = 5,
-    /// Packets from pods dropped since the service has no backend.
+    /// Packets from pods to a service without backends: TCP is answered with a reset, UDP dropped.
     TcNoBackend = 6,
     /// Packets dropped by an error of ours: they could not be rewritten, or tracked.
     TcError = 7,
-    /// Flows for which no backend was free of a clash with another flow of the same client port.
+    /// Packets refused since every backend tried already talks to the same client port under another service's name.
     TcClash = 8,
     /// Later fragments rewritten.
     TcFragment = 9,
-    /// Fragments of translated datagrams passed as they are, since their first fragment was not seen before.
-    TcFragmentUnknown = 10,
     /// ICMP errors rewritten to name the service that the pod has dialled.
-    TcIcmp = 11,
-    /// Packets of pods that reached themselves through a service.
-    TcHairpin = 12,
-    /// Connection refusals sent to pods in answer to a packet for a service without backends.
-    TcRefused = 13,
+    TcIcmp = 10,
+    /// Packets of pods that reached themselves through a service, both ways.
+    TcHairpin = 11,
 }
 
 impl Counter {
     /// All of them, in order of their index.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 12] = [
         Self::SocketTranslated,
         Self::SocketNoBackend,
         Self::SocketError,
@@ -45,10 +41,8 @@ impl Counter {
         Self::TcError,
         Self::TcClash,
         Self::TcFragment,
-        Self::TcFragmentUnknown,
         Self::TcIcmp,
         Self::TcHairpin,
-        Self::TcRefused,
     ];
 
     /// Size of the map: room for more.
@@ -67,10 +61,8 @@ impl Counter {
             Self::TcError => "tc_error",
             Self::TcClash => "tc_clash",
             Self::TcFragment => "tc_fragment",
-            Self::TcFragmentUnknown => "tc_fragment_unknown",
             Self::TcIcmp => "tc_icmp",
             Self::TcHairpin => "tc_hairpin",
-            Self::TcRefused => "tc_refused",
         }
     }
 }

@@ -33,6 +33,14 @@ pub enum DatapathError {
         /// The directory.
         path: PathBuf,
     },
+    /// Something else is pinned where a map of ours belongs.
+    #[error(
+        "{path} is pinned by another program or another version; remove it, or choose another pin directory"
+    )]
+    Foreign {
+        /// What is pinned.
+        path: PathBuf,
+    },
     /// A file or directory could not be used.
     #[error("cannot use {path}: {source}")]
     File {

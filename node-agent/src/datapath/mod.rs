@@ -1,10 +1,44 @@
 //! The kernel's side of the agent: loads the eBPF programs, attaches them, and changes and reads their maps.
+//!
+//! Everything is pinned below one directory of a BPF file system:
+//!
+//! ```text
+//! <pin dir>/maps-v1-4f0c55aa/{services,slots,backends,ipcache,ct,...}   one directory per layout and sizes
+//! <pin dir>/links/{sock_connect4,...,pod-<ifindex>-from-pod,...}         what is attached
+//! ```
+//!
+//! So traffic flows on while no agent runs, and one that starts again finds its maps filled and exchanges the programs
+//! in place. An agent with another layout, or other sizes, fills new maps first; the old programs and maps serve until
+//! [`Datapath::attach_sockets`] and [`Datapath::attach_pod`] put the new ones in their place.
+//!
+//! The right order at start is therefore: [`Datapath::open`], read the dumps, bring the maps to the desired state with
+//! [`Datapath::apply`], then attach, then [`Datapath::remove_older_maps`].
 
+mod apply;
 mod error;
+mod links;
+mod load;
+mod map;
 pub mod ops;
+mod sys;
+
+use std::fmt;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use aya::Ebpf;
+use isthmus_bpf_abi::{
+    Backend, CLUSTERS, Counter, IpcacheEntry, IpcacheKey, Service, ServiceKey, Slot, SlotKey,
+};
 
 pub use error::{DatapathError, OpError};
+pub use load::OBJECT_VARIABLE;
 pub use ops::{MapOp, Phase, Target};
+pub use sys::TestRun;
+
+use map::Map;
 
 /// How many entries the maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -29,9 +63,279 @@ impl Default for MapSizes {
             services: 65_536,
             backends: 262_144,
             ipcache: 512_000,
-            flows: 262_144,
-            sockets: 262_144,
+            flows: 131_072,
+            sockets: 131_072,
             affinity: 65_536,
         }
     }
+}
+
+/// How packet programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TcMode {
+    /// TCX where the kernel has it (6.6), otherwise clsact.
+    #[default]
+    Auto,
+    /// Filters of the clsact qdisc.
+    Clsact,
+}
+
+/// What [`Datapath::open`] needs to know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DatapathConfig {
+    /// Directory on a BPF file system, made if it is not there. One agent at a time.
+    pub pin_dir: PathBuf,
+    /// Sizes of the maps. With other sizes than before the agent starts with empty maps beside the old ones.
+    pub sizes: MapSizes,
+    /// How packet programs are attached.
+    pub tc_mode: TcMode,
+}
+
+impl DatapathConfig {
+    /// The defaults, pinned below `pin_dir`.
+    pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), tc_mode: TcMode::default() }
+    }
+}
+
+/// A packet program, for [`Datapath::test_run`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PacketProgram {
+    /// Packets that a pod sends.
+    FromPod,
+    /// Packets that a pod gets.
+    ToPod,
+    /// Does nothing.
+    Empty,
+}
+
+/// The loaded programs and their maps. Dropping it detaches nothing.
+pub struct Datapath {
+    config: DatapathConfig,
+    version_dir: PathBuf,
+    maps: Maps,
+    ebpf: Mutex<Ebpf>,
+}
+
+/// The maps that user space writes or reads.
+#[derive(Debug)]
+struct Maps {
+    services: Map<ServiceKey, Service>,
+    slots: Map<SlotKey, Slot>,
+    backends: Map<u32, Backend>,
+    ipcache: Map<IpcacheKey, IpcacheEntry>,
+    counters: OwnedFd,
+    cluster_flows: OwnedFd,
+}
+
+impl Datapath {
+    /// Loads the programs and creates their maps, or takes over those of an earlier run with the same layout and sizes.
+    /// Attaches nothing, and changes nothing that is attached.
+    ///
+    /// # Errors
+    /// The directory is not on a BPF file system, or the kernel refuses: see [`DatapathError`].
+    pub fn open(config: DatapathConfig) -> Result<Self, DatapathError> {
+        let load::Loaded { ebpf, maps, version_dir } = load::load(&config)?;
+        Ok(Self { config, version_dir, maps, ebpf: Mutex::new(ebpf) })
+    }
+
+    /// Makes changes, in the order that [`ops`] explains and in batches. One result per operation, in the list's order.
+    pub fn apply(&self, ops: &[MapOp]) -> Vec<Result<(), OpError>> {
+        apply::apply(&self.maps, ops)
+    }
+
+    /// Attaches the socket programs to a cgroup2 directory, for every process below it, or gives new programs to what is
+    /// attached there already.
+    ///
+    /// # Errors
+    /// It is no cgroup2 directory, or the kernel refuses.
+    pub fn attach_sockets(&self, cgroup: &Path) -> Result<(), DatapathError> {
+        links::attach_sockets(&mut self.ebpf(), &self.config.pin_dir, cgroup)
+    }
+
+    /// Detaches the socket programs. Connections that were made stay with their backends.
+    ///
+    /// # Errors
+    /// The pins cannot be removed.
+    pub fn detach_sockets(&self) -> Result<(), DatapathError> {
+        links::detach_sockets(&self.config.pin_dir)
+    }
+
+    /// Attaches the packet programs to the host's side of a pod's veth, given by its index in the calling thread's network
+    /// namespace, or gives new programs to what is attached there already.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel refuses.
+    pub fn attach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
+        links::attach_pod(&mut self.ebpf(), &self.config.pin_dir, ifindex, self.config.tc_mode)
+    }
+
+    /// Detaches the packet programs. An interface that has gone has taken them along, which is no error.
+    ///
+    /// # Errors
+    /// The pins cannot be removed.
+    pub fn detach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
+        links::detach_pod(&self.config.pin_dir, ifindex)
+    }
+
+    /// Interfaces with packet programs of this or an earlier run, so that a new agent can detach those of pods that left
+    /// meanwhile. Those attached through clsact are not listed; they go with their interface.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read.
+    pub fn attached_pods(&self) -> Result<Vec<u32>, DatapathError> {
+        links::attached_pods(&self.config.pin_dir)
+    }
+
+    /// Removes the maps of other versions, after everything that is attached was attached anew.
+    ///
+    /// # Errors
+    /// The pin directory cannot be read or changed.
+    pub fn remove_older_maps(&self) -> Result<(), DatapathError> {
+        let dir = &self.config.pin_dir;
+        let file = |source| DatapathError::File { path: dir.clone(), source };
+        for entry in fs::read_dir(dir).map_err(file)? {
+            let path = entry.map_err(file)?.path();
+            let ours = path
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(load::VERSION_PREFIX.as_bytes()));
+            if ours && path != self.version_dir {
+                fs::remove_dir_all(&path).map_err(|source| DatapathError::File { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches everything that is pinned below `pin_dir` and removes the pins: what uninstalling does. Clsact filters
+    /// stay until their interface goes.
+    ///
+    /// # Errors
+    /// The directory cannot be removed.
+    pub fn remove_pins(pin_dir: &Path) -> Result<(), DatapathError> {
+        match fs::remove_dir_all(pin_dir) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(DatapathError::File { path: pin_dir.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All frontends.
+    ///
+    /// # Errors
+    /// The map cannot be read; so with all dumps.
+    pub fn services(&self) -> Result<Vec<(ServiceKey, Service)>, DatapathError> {
+        self.maps.services.entries()
+    }
+
+    /// All slots.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn slots(&self) -> Result<Vec<(SlotKey, Slot)>, DatapathError> {
+        self.maps.slots.entries()
+    }
+
+    /// All backend records in use, with their ids.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn backends(&self) -> Result<Vec<(u32, Backend)>, DatapathError> {
+        let mut entries = self.maps.backends.entries()?;
+        entries.retain(|(_, backend)| backend.is_used());
+        Ok(entries)
+    }
+
+    /// All of the ipcache.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn ipcache(&self) -> Result<Vec<(IpcacheKey, IpcacheEntry)>, DatapathError> {
+        self.maps.ipcache.entries()
+    }
+
+    /// What the ipcache says of an address: the entry with the longest prefix.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn ipcache_lookup(&self, addr: std::net::IpAddr) -> Result<Option<IpcacheEntry>, DatapathError> {
+        self.maps.ipcache.value(&IpcacheKey::host(addr))
+    }
+
+    /// Sizes of the maps.
+    pub fn sizes(&self) -> MapSizes {
+        self.config.sizes
+    }
+
+    /// Counters of the datapath since the maps were made, all CPUs together.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(Counter, u64)>, DatapathError> {
+        let mut values = per_cpu_values();
+        Counter::ALL
+            .into_iter()
+            .map(|counter| Ok((counter, sum(&self.maps.counters, counter as u32, &mut values)?)))
+            .collect()
+    }
+
+    /// Flows sent to backends of each cluster since the maps were made; clusters without any are left out. Cluster 0 is
+    /// the own one.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn cluster_flows(&self) -> Result<Vec<(u16, u64)>, DatapathError> {
+        let mut values = per_cpu_values();
+        let mut flows = Vec::new();
+        for cluster in 0..CLUSTERS {
+            let count = sum(&self.maps.cluster_flows, cluster, &mut values)?;
+            if count != 0 {
+                flows.push((cluster as u16, count));
+            }
+        }
+        Ok(flows)
+    }
+
+    /// Runs a packet program `repeat` times on an Ethernet frame, for tests and benchmarks. The frame is not restored
+    /// between the runs.
+    ///
+    /// # Errors
+    /// The kernel refuses the frame (it must have 14 bytes at least).
+    pub fn test_run(
+        &self,
+        program: PacketProgram,
+        packet: &[u8],
+        repeat: u32,
+    ) -> Result<TestRun, DatapathError> {
+        let name = match program {
+            PacketProgram::FromPod => "tc_from_pod",
+            PacketProgram::ToPod => "tc_to_pod",
+            PacketProgram::Empty => "tc_empty",
+        };
+        let fd = load::program_fd(&mut self.ebpf(), name)?;
+        sys::test_run(fd.as_fd(), packet, repeat)
+            .map_err(|source| DatapathError::Kernel { what: format!("a test run of {name}"), source })
+    }
+
+    fn ebpf(&self) -> std::sync::MutexGuard<'_, Ebpf> {
+        // A panic in between leaves nothing half done that matters: the kernel holds the state.
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Datapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datapath").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+fn per_cpu_values() -> Vec<u64> {
+    // Where the number is not to be had, more than any machine has: the kernel fills what it needs.
+    vec![0; aya::util::nr_cpus().unwrap_or(8192)]
+}
+
+fn sum(map: &OwnedFd, index: u32, values: &mut [u64]) -> Result<u64, DatapathError> {
+    sys::lookup_per_cpu(map.as_fd(), index, values)
+        .map_err(|source| DatapathError::Kernel { what: "reading the counters".to_owned(), source })?;
+    Ok(values.iter().fold(0, |sum, value| sum.wrapping_add(*value)))
 }

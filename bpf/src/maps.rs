@@ -1,0 +1,49 @@
+//! The maps. Their sizes here are placeholders: the loader sets them.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use isthmus_bpf_abi::{
+    AffinityEntry, AffinityKey, Backend, CLUSTERS, Counter, CtEntry, CtKey, FragmentEntry, FragmentKey,
+    IpcacheEntry, IpcacheKey, ReplyEntry, ReplyKey, Service, ServiceKey, Slot, SlotKey, SocketEntry,
+    SocketKey,
+};
+
+#[map(name = "services")]
+pub static SERVICES: HashMap<ServiceKey, Service> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map(name = "slots")]
+pub static SLOTS: HashMap<SlotKey, Slot> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+/// An array: a lookup is an addition, so that checking a connection's backend on every packet costs next to nothing.
+#[map(name = "backends")]
+pub static BACKENDS: Array<Backend> = Array::pinned(1, 0);
+
+#[map(name = "ct")]
+pub static CT: LruHashMap<CtKey, CtEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "ct_reply")]
+pub static CT_REPLY: LruHashMap<ReplyKey, ReplyEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "affinity")]
+pub static AFFINITY: LruHashMap<AffinityKey, AffinityEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "sockets")]
+pub static SOCKETS: LruHashMap<SocketKey, SocketEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "counters")]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::CAPACITY, 0);
+
+#[map(name = "cluster_flows")]
+pub static CLUSTER_FLOWS: PerCpuArray<u64> = PerCpuArray::pinned(CLUSTERS, 0);
+
+/// What follows the prefix length in an ipcache key.
+pub type IpcacheRest = [u8; size_of::<IpcacheKey>() - 4];
+
+/// Kept for the programs that decide by identity (policy, encryption); load balancing needs no lookup in it, since a
+/// backend carries its cluster.
+#[map(name = "ipcache")]
+pub static IPCACHE: LpmTrie<IpcacheRest, IpcacheEntry> = LpmTrie::pinned(1, 0);

@@ -1,0 +1,214 @@
+//! Attaching: to a cgroup for sockets, to both sides of a veth for packets. What is attached is pinned, and outlives the
+//! agent. What is already attached gets the new program in place of the old one, atomically.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use aya::programs::links::Link as _;
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::{SchedClassifier, TcAttachType, tc};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
+use super::TcMode;
+use super::error::DatapathError;
+use super::load::{SOCKET_PROGRAMS, program, program_fd};
+use super::sys::{self, AttachType};
+
+/// Directory of the pinned links, beside those of the maps: links outlive a change of layout.
+pub(super) const LINKS: &str = "links";
+
+/// Place among the filters of an interface, and name there, with which ours is known again.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 0x1571);
+
+/// The two sides of a pod's veth.
+const SIDES: [(&str, &str, AttachType, TcAttachType); 2] = [
+    ("from-pod", "tc_from_pod", AttachType::TcxIngress, TcAttachType::Ingress),
+    ("to-pod", "tc_to_pod", AttachType::TcxEgress, TcAttachType::Egress),
+];
+
+/// Attaches all socket programs to the cgroup at `dir`, for every process below it.
+pub(super) fn attach_sockets(ebpf: &mut Ebpf, pin_dir: &Path, dir: &Path) -> Result<(), DatapathError> {
+    let (cgroup, id) = open_cgroup(dir)?;
+    for (name, attach_type) in SOCKET_PROGRAMS {
+        let program = program_fd(ebpf, name)?;
+        let pin = pin_dir.join(LINKS).join(name);
+        let what = || format!("attaching {name} to {}", dir.display());
+        let attached = open_link(&pin).filter(|link| matches!(link_cgroup(link), Some(at) if at == id));
+        match attached {
+            Some(link) => sys::update_link(link.as_fd(), program.as_fd()),
+            None => sys::create_link(program.as_fd(), cgroup.as_raw_fd() as u32, attach_type)
+                .and_then(|link| pin_link(link.as_fd(), &pin)),
+        }
+        .map_err(|source| attach_error(what(), source))?;
+    }
+    Ok(())
+}
+
+/// Detaches the socket programs.
+pub(super) fn detach_sockets(pin_dir: &Path) -> Result<(), DatapathError> {
+    SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&pin_dir.join(LINKS).join(name)))
+}
+
+/// Attaches both packet programs to the interface.
+pub(super) fn attach_pod(
+    ebpf: &mut Ebpf,
+    pin_dir: &Path,
+    ifindex: u32,
+    mode: TcMode,
+) -> Result<(), DatapathError> {
+    for (side, name, attach_type, tc_type) in SIDES {
+        let what = || format!("attaching {name} to interface {ifindex}");
+        let pin = pod_pin(pin_dir, ifindex, side);
+        if mode == TcMode::Auto {
+            let program = program_fd(ebpf, name)?;
+            match attach_tcx(program.as_fd(), &pin, ifindex, attach_type) {
+                Ok(()) => continue,
+                // The kernel does not know TCX (6.6).
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(attach_error(what(), error)),
+            }
+        }
+        attach_clsact(ebpf, name, ifindex, tc_type).map_err(|source| attach_error(what(), source))?;
+    }
+    Ok(())
+}
+
+/// Detaches both packet programs. That the interface is gone, and they with it, is no error.
+pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
+    for (side, _, _, tc_type) in SIDES {
+        let pin = pod_pin(pin_dir, ifindex, side);
+        if pin.exists() {
+            unpin(&pin)?;
+        } else if let Ok(interface) = interface_name(ifindex)
+            && let Ok(link) = SchedClassifierLink::attached(&interface, tc_type, PRIORITY, HANDLE, None)
+        {
+            // Fails when there is none, which is as well.
+            let _ = link.detach();
+        }
+    }
+    Ok(())
+}
+
+/// Interfaces that packet programs of ours are attached to by links. Pins of interfaces that have gone are removed.
+pub(super) fn attached_pods(pin_dir: &Path) -> Result<Vec<u32>, DatapathError> {
+    let dir = pin_dir.join(LINKS);
+    let file = |source| DatapathError::File { path: dir.clone(), source };
+    let mut pods = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(file)? {
+        let entry = entry.map_err(file)?;
+        let name = entry.file_name();
+        let Some(ifindex) = name.to_str().and_then(pod_of_pin) else { continue };
+        match open_link(&entry.path()).and_then(|link| sys::link_info(link.as_fd()).ok()) {
+            Some(info) if info.ifindex() == ifindex => pods.push(ifindex),
+            _ => unpin(&entry.path())?,
+        }
+    }
+    pods.sort_unstable();
+    pods.dedup();
+    Ok(pods)
+}
+
+fn attach_tcx(program: BorrowedFd<'_>, pin: &Path, ifindex: u32, attach_type: AttachType) -> io::Result<()> {
+    if let Some(link) = open_link(pin)
+        // An index is given to another interface when the first has gone.
+        && sys::link_info(link.as_fd()).is_ok_and(|info| info.ifindex() == ifindex)
+    {
+        return sys::update_link(link.as_fd(), program);
+    }
+    let link = sys::create_link(program, ifindex, attach_type)?;
+    pin_link(link.as_fd(), pin)
+}
+
+/// Filters of the clsact qdisc belong to the interface: they stay without a pin.
+fn attach_clsact(ebpf: &mut Ebpf, name: &str, ifindex: u32, tc_type: TcAttachType) -> io::Result<()> {
+    let interface = interface_name(ifindex)?;
+    // It may be there already: the CNI's, or ours.
+    let qdisc = tc::qdisc_add_clsact(&interface);
+    let program: &mut SchedClassifier = program(ebpf, name).map_err(io::Error::other)?;
+    let ours = SchedClassifierLink::attached(&interface, tc_type, PRIORITY, HANDLE, None)?;
+    // Exchanges the program of a filter of an earlier run; there is none if this fails.
+    let id = match program.attach_to_link(ours) {
+        Ok(id) => id,
+        Err(_) => {
+            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+            program
+                .attach_with_options(&interface, tc_type, TcAttachOptions::Netlink(options))
+                .map_err(|error| io::Error::other(format!("{error} (adding clsact: {qdisc:?})")))?
+        }
+    };
+    let link = program.take_link(id).map_err(io::Error::other)?;
+    // Dropping it would detach.
+    std::mem::forget(link);
+    Ok(())
+}
+
+fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
+    // What stands there belongs to an interface or cgroup that is gone, or to one that is no longer ours.
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    sys::pin(link, pin)
+}
+
+fn unpin(pin: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(pin) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::File { path: pin.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_link(pin: &Path) -> Option<OwnedFd> {
+    sys::pinned(pin).ok()
+}
+
+fn link_cgroup(link: &OwnedFd) -> Option<u64> {
+    sys::link_info(link.as_fd()).ok().map(|info| info.cgroup_id())
+}
+
+/// The directory and the cgroup's id, which is its inode number.
+fn open_cgroup(dir: &Path) -> Result<(File, u64), DatapathError> {
+    let file = |source| DatapathError::File { path: dir.to_owned(), source };
+    let opened = File::open(dir).map_err(file)?;
+    let kind = statfs(dir).map_err(|error| file(error.into()))?.filesystem_type();
+    if kind != CGROUP2_SUPER_MAGIC {
+        return Err(DatapathError::NotCgroup2 { path: dir.to_owned() });
+    }
+    let id = opened.metadata().map_err(file)?.ino();
+    Ok((opened, id))
+}
+
+fn pod_pin(pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
+    pin_dir.join(LINKS).join(format!("pod-{ifindex}-{side}"))
+}
+
+fn pod_of_pin(name: &str) -> Option<u32> {
+    let (ifindex, side) = name.strip_prefix("pod-")?.split_once('-')?;
+    SIDES.iter().any(|(known, ..)| *known == side).then_some(())?;
+    ifindex.parse().ok()
+}
+
+fn interface_name(ifindex: u32) -> io::Result<String> {
+    let name = nix::net::if_::if_indextoname(ifindex)?;
+    name.into_string().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn attach_error(what: String, source: io::Error) -> DatapathError {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => DatapathError::Permission { what, source },
+        Some(libc::EINVAL | libc::EOPNOTSUPP | sys::ENOTSUPP) => {
+            let release = nix::sys::utsname::uname()
+                .map(|name| name.release().to_string_lossy().into_owned())
+                .unwrap_or_default();
+            DatapathError::Unsupported { what, release, source }
+        }
+        _ => DatapathError::Kernel { what, source },
+    }
+}
