@@ -1,1 +1,33 @@
-//! Whole clusters on one machine: namespaces as nodes and pods, faults, scenarios.
+//! Whole clusters on one machine: network namespaces as nodes and pods, faults, scenarios.
+
+#![forbid(unsafe_code)]
+
+pub mod cgroup;
+pub mod cleanup;
+mod cluster;
+mod controllers;
+pub mod error;
+mod forwarder;
+mod http;
+pub mod images;
+mod kube_api;
+mod kubelet;
+mod lab;
+mod mesh_pki;
+pub mod names;
+pub mod netlink;
+pub mod netns;
+mod pki;
+pub mod preflight;
+pub mod process;
+pub mod programs;
+mod rbac;
+pub mod spec;
+pub mod state;
+pub mod topology;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use error::{LabError, Result};
+pub use kubelet::PodRecord;
+pub use lab::Lab;

@@ -1,0 +1,361 @@
+//! A lab: several clusters on this machine, up and joined, and what can be done to them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cluster::Cluster;
+use crate::error::{Doing, LabError, Result};
+use crate::mesh_pki::MeshPki;
+use crate::names::{ClusterPlan, LabName};
+use crate::process::{Launch, Process};
+use crate::spec::LabSpec;
+use crate::state::{ClusterState, LabState, ProcessId, StateDir};
+use crate::topology::Wan;
+use crate::{cgroup, cleanup};
+
+/// A running lab. Dropping it removes everything it made; [`Lab::down`] does so without blocking the runtime.
+pub struct Lab {
+    spec: LabSpec,
+    wan: Wan,
+    clusters: Vec<Cluster>,
+    ground: Arc<Ground>,
+}
+
+/// What the parts of a lab share.
+pub(crate) struct Ground {
+    pub(crate) name: LabName,
+    pub(crate) state: StateDir,
+    /// `<cgroup2>/isthmus-<lab>`.
+    pub(crate) cgroup: PathBuf,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    daemons: Mutex<BTreeMap<String, Process>>,
+    swept: AtomicBool,
+}
+
+impl Lab {
+    /// Raises a lab and returns when every daemon says it is ready. `progress` is told of each stage.
+    ///
+    /// # Errors
+    /// When something does not come up; what had come up is gone again by then.
+    pub async fn up(spec: LabSpec, progress: &mut (dyn FnMut(&str) + Send)) -> Result<Self> {
+        install_tls_provider();
+        let ground = Arc::new(Ground::claim(&spec)?);
+        // From here on, dropping removes what there is.
+        let guard = Sweeper(Some(Arc::clone(&ground)));
+        let lab = Self::raise(spec, &ground, progress).await?;
+        guard.disarm();
+        Ok(lab)
+    }
+
+    async fn raise(
+        spec: LabSpec,
+        ground: &Arc<Ground>,
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<Self> {
+        progress("namespaces, bridges and the router between the clusters");
+        let plans: Vec<(String, ClusterPlan, Vec<String>)> = spec
+            .clusters
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.name.clone(), ClusterPlan::new(i, spec.families), c.nodes.clone()))
+            .collect();
+        let (wan, nets) = Wan::build(&ground.name, &plans).await?;
+
+        progress("a Kubernetes API for each cluster");
+        let starting =
+            nets.into_iter().zip(&spec.clusters).map(|(net, c)| Cluster::start(ground, &spec, c, net));
+        let clusters = futures::future::try_join_all(starting).await?;
+
+        progress("nodes, kubelets and controllers");
+        futures::future::try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
+
+        progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
+        let pki = MeshPki::create(&ground.state.path().join("pki"))?;
+        for cluster in &clusters {
+            cluster.prepare_mesh(&pki, &spec, &clusters)?;
+        }
+        futures::future::try_join_all(clusters.iter().map(|c| c.start_apiserver(&spec))).await?;
+
+        progress("a node-agent on each node");
+        futures::future::try_join_all(clusters.iter().map(Cluster::start_agents)).await?;
+        Ok(Self { spec, wan, clusters, ground: Arc::clone(ground) })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &LabName {
+        &self.ground.name
+    }
+
+    /// What it was made from.
+    pub fn spec(&self) -> &LabSpec {
+        &self.spec
+    }
+
+    /// Where its files are.
+    pub fn state(&self) -> &StateDir {
+        &self.ground.state
+    }
+
+    /// All clusters, in the order of the specification.
+    pub fn clusters(&self) -> &[Cluster] {
+        &self.clusters
+    }
+
+    /// The cluster of this name.
+    ///
+    /// # Errors
+    /// When there is none; the message lists those there are.
+    pub fn cluster(&self, name: &str) -> Result<&Cluster> {
+        self.clusters.iter().find(|c| c.name() == name).ok_or_else(|| {
+            let all: Vec<&str> = self.clusters.iter().map(Cluster::name).collect();
+            LabError::invalid(format!("there is no cluster {name}, only {}", all.join(", ")))
+        })
+    }
+
+    /// Cuts the way from one cluster to another, silently, as a broken link does. The way back stays.
+    ///
+    /// # Errors
+    /// When there is no such cluster, or it is cut already.
+    pub async fn cut(&self, from: &str, to: &str) -> Result<()> {
+        self.wan.cut(self.position(from)?, self.position(to)?).await
+    }
+
+    /// Joins everything that was cut.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn heal(&self) -> Result<()> {
+        self.wan.heal().await
+    }
+
+    /// A daemon by name: `<cluster>/kubernetes`, `<cluster>/clustermesh-apiserver`, `<cluster>/etcd`,
+    /// `<cluster>/<node>/node-agent`.
+    ///
+    /// # Errors
+    /// When there is none; the message lists those there are.
+    pub fn daemon(&self, name: &str) -> Result<Process> {
+        self.ground.daemon(name)
+    }
+
+    /// Ends a daemon at once, as a crash does.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub async fn kill(&self, name: &str) -> Result<()> {
+        let daemon = self.daemon(name)?;
+        daemon.signal(Signal::SIGKILL);
+        daemon.ended().await;
+        Ok(())
+    }
+
+    /// Stops a daemon where it stands; [`Lab::resume`] lets it go on.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn pause(&self, name: &str) -> Result<()> {
+        self.daemon(name).map(|d| d.signal(Signal::SIGSTOP))
+    }
+
+    /// Lets a paused daemon go on.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn resume(&self, name: &str) -> Result<()> {
+        self.daemon(name).map(|d| d.signal(Signal::SIGCONT))
+    }
+
+    /// Ends a daemon in good order (if it runs), starts it again, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn restart(&self, name: &str) -> Result<()> {
+        let daemon = self.daemon(name)?;
+        daemon.stop(GRACE).await;
+        let cluster = self.cluster(name.split('/').next().unwrap_or_default())?;
+        self.ground.run(daemon.launch().clone()).await?;
+        cluster.wait_ready(name).await
+    }
+
+    /// Daemons that have ended though nobody asked.
+    pub fn fallen(&self) -> Vec<Process> {
+        let daemons = self.ground.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.values().filter(|d| !d.running()).cloned().collect()
+    }
+
+    /// The names of all daemons.
+    pub fn daemons(&self) -> Vec<String> {
+        self.ground.daemons.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// Writes down that this lab stays, and who plays its kubelets.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark_kept(&self) -> Result<()> {
+        self.ground.state.write(&LabState { kept: true, ..self.ground.describe(&self.spec) })
+    }
+
+    /// Is done when the lab has been told to end.
+    pub async fn stopped(&self) {
+        self.ground.stop.cancelled().await;
+    }
+
+    /// Ends and removes everything.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub async fn down(self) -> Result<()> {
+        self.ground.end_tasks().await;
+        let name = self.ground.name.clone();
+        // Dropping `self` must not sweep again: by then the name may be another lab's.
+        self.ground.swept.store(true, Ordering::Relaxed);
+        tokio::task::spawn_blocking(move || cleanup::sweep(&name)).await.unwrap_or(Ok(()))
+    }
+
+    fn position(&self, name: &str) -> Result<usize> {
+        self.cluster(name)?;
+        Ok(self.clusters.iter().position(|c| c.name() == name).unwrap_or_default())
+    }
+}
+
+/// Time a daemon is given to end in good order.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.ground.sweep();
+    }
+}
+
+/// Removes a half-made lab.
+struct Sweeper(Option<Arc<Ground>>);
+
+impl Sweeper {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        if let Some(ground) = &self.0 {
+            ground.sweep();
+        }
+    }
+}
+
+impl Ground {
+    fn claim(spec: &LabSpec) -> Result<Self> {
+        let state = StateDir::of(&spec.name);
+        let cgroup = cgroup::mount_point()?.join(spec.name.cgroup());
+        state.claim()?;
+        let ground = Self {
+            name: spec.name.clone(),
+            state,
+            cgroup,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            daemons: Mutex::default(),
+            swept: AtomicBool::new(false),
+        };
+        match ground.prepare(spec) {
+            Ok(()) => Ok(ground),
+            Err(e) => {
+                ground.sweep();
+                Err(e)
+            }
+        }
+    }
+
+    fn prepare(&self, spec: &LabSpec) -> Result<()> {
+        self.state.write(&self.describe(spec))?;
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        let make = |dir: &Path| private.create(dir).doing(|| format!("making {}", dir.display()));
+        make(&self.state.path().join("logs"))?;
+        make(&self.state.path().join("pki"))?;
+        for cluster in &spec.clusters {
+            make(&self.state.cluster(&cluster.name).join("pods"))?;
+            make(&self.state.cluster(&cluster.name).join("peers"))?;
+            for node in &cluster.nodes {
+                make(&self.state.node(&cluster.name, node))?;
+            }
+        }
+        let bpf = self.state.bpf();
+        make(&bpf)?;
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .doing(|| format!("mounting a bpf file system on {}", bpf.display()))?;
+        for cluster in &spec.clusters {
+            for node in &cluster.nodes {
+                make(&bpf.join(&cluster.name).join(node))?;
+            }
+        }
+        cgroup::create(&self.cgroup)
+    }
+
+    fn describe(&self, spec: &LabSpec) -> LabState {
+        LabState {
+            name: self.name.clone(),
+            supervisor: ProcessId::own(),
+            kept: false,
+            scenario: spec.scenario.clone(),
+            families: spec.families,
+            cgroup: self.cgroup.clone(),
+            clusters: spec
+                .clusters
+                .iter()
+                .map(|c| ClusterState { name: c.name.clone(), id: c.id, nodes: c.nodes.clone() })
+                .collect(),
+        }
+    }
+
+    /// Starts a daemon and remembers it under its name.
+    pub(crate) async fn run(&self, launch: Launch) -> Result<Process> {
+        let process = launch.start().await?;
+        let mut daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.insert(process.name().to_owned(), process.clone());
+        Ok(process)
+    }
+
+    pub(crate) fn daemon(&self, name: &str) -> Result<Process> {
+        let daemons = self.daemons.lock().unwrap_or_else(PoisonError::into_inner);
+        daemons.get(name).cloned().ok_or_else(|| {
+            let all: Vec<&str> = daemons.keys().map(String::as_str).collect();
+            LabError::invalid(format!("there is no daemon {name}, only {}", all.join(", ")))
+        })
+    }
+
+    /// Kubelets and controllers end before their processes and cgroups go, so that nothing is made anew meanwhile.
+    async fn end_tasks(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        // A task that hangs only delays: what it makes later fails, for its folder is gone.
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await;
+    }
+
+    fn sweep(&self) {
+        self.stop.cancel();
+        if self.swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Err(e) = cleanup::sweep(&self.name) {
+            tracing::error!(lab = %self.name, error = %e, "not everything could be removed; `isthmus lab down` tries again");
+        }
+    }
+}
+
+fn install_tls_provider() {
+    // An error only says that one was installed before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
