@@ -1,0 +1,95 @@
+//! One hostile entry per rule, and the good one beside it.
+
+use super::*;
+
+fn beta() -> RemoteCluster {
+    RemoteCluster {
+        name: "beta".parse().expect("valid"),
+        id: 2.try_into().expect("valid"),
+        max_connected_clusters: MaxConnectedClusters::C255,
+    }
+}
+
+fn verdict(key: &str, value: &str) -> Result<(), &'static str> {
+    let key = Key::parse(key.as_bytes()).expect(key);
+    entry(&key, value.as_bytes(), &beta()).map_err(|rejection| rejection.reason())
+}
+
+#[test]
+fn nodes_are_their_clusters_own() {
+    let key = "cilium/state/nodes/v1/beta/n1";
+    assert_eq!(verdict(key, r#"{"Name":"n1","Cluster":"beta","ClusterID":2}"#), Ok(()));
+    assert_eq!(verdict(key, r#"{"Name":"n2","Cluster":"beta","ClusterID":2}"#), Err("key_mismatch"));
+    assert_eq!(verdict(key, r#"{"Name":"n1","Cluster":"alpha","ClusterID":2}"#), Err("wrong_cluster"));
+    assert_eq!(verdict(key, r#"{"Name":"n1","Cluster":"beta","ClusterID":1}"#), Err("wrong_cluster_id"));
+    let foreign = "cilium/state/nodes/v1/alpha/n1";
+    assert_eq!(verdict(foreign, r#"{"Name":"n1","Cluster":"beta","ClusterID":2}"#), Err("wrong_cluster"));
+    assert_eq!(verdict(key, r#"{"Name":"n1"}"#), Err("malformed_value"));
+}
+
+#[test]
+fn identities_are_in_range_and_labelled() {
+    let own = format!("cilium/state/identities/v1/id/{}", (2 << 16) + 5);
+    let foreign = format!("cilium/state/identities/v1/id/{}", (1 << 16) + 5);
+    assert_eq!(verdict(&own, "k8s:io.cilium.k8s.policy.cluster=beta;"), Ok(()));
+    assert_eq!(verdict(&foreign, "k8s:io.cilium.k8s.policy.cluster=beta;"), Err("foreign_identity"));
+    assert_eq!(verdict(&own, "k8s:io.cilium.k8s.policy.cluster=alpha;"), Err("cluster_label"));
+    assert_eq!(verdict(&own, "any:io.cilium.k8s.policy.cluster=beta;"), Err("cluster_label"));
+    assert_eq!(verdict(&own, "k8s:app=a;"), Err("cluster_label"));
+    let reserved = "cilium/state/identities/v1/id/1";
+    assert_eq!(verdict(reserved, "k8s:io.cilium.k8s.policy.cluster=beta;"), Err("foreign_identity"));
+    let elsewhere = format!("cilium/cache/identities/v1/alpha/id/{}", (2 << 16) + 5);
+    assert_eq!(verdict(&elsewhere, "k8s:io.cilium.k8s.policy.cluster=beta;"), Err("wrong_cluster"));
+}
+
+#[test]
+fn addresses_carry_own_or_reserved_identities() {
+    let key = "cilium/state/ip/v1/default/10.0.0.1";
+    let pair = |ip: &str, id: u32| format!(r#"{{"IP":"{ip}","ID":{id}}}"#);
+    assert_eq!(verdict(key, &pair("10.0.0.1", (2 << 16) + 5)), Ok(()));
+    assert_eq!(verdict(key, &pair("10.0.0.1", 4)), Ok(()));
+    assert_eq!(verdict(key, &pair("10.0.0.1", (1 << 16) + 5)), Err("foreign_identity"));
+    assert_eq!(verdict(key, &pair("10.0.0.1", 0)), Err("foreign_identity"));
+    assert_eq!(verdict(key, &pair("10.0.0.1", 0x0200_0000)), Err("foreign_identity"));
+    assert_eq!(verdict(key, &pair("10.0.0.2", (2 << 16) + 5)), Err("key_mismatch"));
+    assert_eq!(effective_identity(NumericIdentity::HOST), NumericIdentity::REMOTE_NODE);
+}
+
+#[test]
+fn services_and_exports_match_their_keys() {
+    let key = "cilium/state/services/v1/beta/app/echo";
+    let service = |cluster: &str, namespace: &str, name: &str, id: u16| {
+        format!(r#"{{"cluster":"{cluster}","namespace":"{namespace}","name":"{name}","clusterID":{id}}}"#)
+    };
+    assert_eq!(verdict(key, &service("beta", "app", "echo", 2)), Ok(()));
+    assert_eq!(verdict(key, &service("alpha", "app", "echo", 2)), Err("wrong_cluster"));
+    assert_eq!(verdict(key, &service("beta", "kube-system", "echo", 2)), Err("key_mismatch"));
+    assert_eq!(verdict(key, &service("beta", "app", "other", 2)), Err("key_mismatch"));
+    assert_eq!(verdict(key, &service("beta", "app", "echo", 3)), Err("wrong_cluster_id"));
+    let key = "cilium/state/serviceexports/v1/beta/app/echo";
+    let export = |cluster: &str| {
+        format!(
+            r#"{{"cluster":"{cluster}","namespace":"app","name":"echo","type":"Headless","exportCreationTimestamp":"2026-11-20T12:38:19Z"}}"#
+        )
+    };
+    assert_eq!(verdict(key, &export("beta")), Ok(()));
+    assert_eq!(verdict(key, &export("alpha")), Err("wrong_cluster"));
+    assert_eq!(verdict("cilium/cluster-config/beta", "{}"), Err("not_exported"));
+}
+
+#[test]
+fn a_peer_needs_a_free_id_and_the_same_size_of_mesh() {
+    use MaxConnectedClusters::{C255, C511};
+    let own = ClusterId::try_from(1).expect("valid");
+    let check = |name: &str, config: &str, ours| {
+        let config = ClusterConfig::decode(config.as_bytes()).expect(config);
+        cluster_config(&name.parse().expect(name), &config, own, ours)
+    };
+    assert!(check("beta", r#"{"id":2}"#, C255).is_ok());
+    assert_eq!(check("beta", r#"{"id":1}"#, C255), Err(Incompatible::OwnId(own)));
+    assert!(matches!(check("beta", r#"{"id":300}"#, C255), Err(Incompatible::Id(_))));
+    assert!(check("beta", r#"{"id":2,"capabilities":{"maxConnectedClusters":511}}"#, C255).is_ok());
+    assert!(matches!(check("beta", r#"{"id":2}"#, C511), Err(Incompatible::MeshSize { .. })));
+    assert!(check("beta", r#"{"id":300,"capabilities":{"maxConnectedClusters":511}}"#, C511).is_ok());
+    assert_eq!(check("default", r#"{"id":2}"#, C255), Err(Incompatible::DefaultName));
+}
