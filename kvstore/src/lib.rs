@@ -2,5 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod client;
 pub mod config;
+pub mod etcd;
 pub mod memory;
+pub mod reader;
+mod section;
+pub mod writer;
+
+pub use client::{ConnectError, RateLimits};
+pub use section::Section;

@@ -1,0 +1,249 @@
+//! The life of a reader's connection: connect, probe, find the cluster configuration, then watch over the heartbeat
+//! until something fails, and begin anew.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::Utc;
+use serde::Deserialize;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{ClusterConfigState, Connection, Shared, Usable};
+use crate::{
+    backoff::Backoff,
+    client::{Change, Session, SessionError, Span, WatchAnswer, connect},
+};
+
+/// The key that a live exporter writes every minute.
+const HEARTBEAT: &[u8] = b"cilium/.heartbeat";
+/// The longest wait between two attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A connection that held for so long was a good one: the next attempt starts without delay.
+const GOOD: Duration = Duration::from_secs(10);
+
+/// Keeps a connection, for as long as the task lives.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), MAX_BACKOFF);
+    for attempt in 0.. {
+        moved(&shared, Connection::Connecting);
+        let error = match connect(&shared.config.client, attempt).await {
+            Err(error) => error.to_string(),
+            Ok((client, endpoint)) => {
+                shared.status.send_modify(|status| status.endpoint = Some(endpoint.to_string()));
+                moved(&shared, Connection::Probing);
+                let session = Session::new(client, Arc::clone(&shared.limiter));
+                let began = Instant::now();
+                let error = use_session(&shared, &session).await;
+                shared.usable.send_replace(None);
+                if began.elapsed() >= GOOD {
+                    backoff.reset();
+                }
+                error.to_string()
+            }
+        };
+        tracing::warn!(cluster = %shared.name, %error, "the connection to the cluster's store is down");
+        shared.status.send_modify(|status| {
+            status.connection = Connection::BackingOff;
+            status.since = Utc::now();
+            status.endpoint = None;
+            status.failures += 1;
+            status.last_error = Some(error);
+            status.last_failure = Some(Utc::now());
+            if status.cluster_config == ClusterConfigState::Retrieved {
+                status.cluster_config = ClusterConfigState::Missing;
+            }
+        });
+        sleep(backoff.next_delay()).await;
+    }
+}
+
+/// The connection has come to another state.
+pub(super) fn moved(shared: &Shared, connection: Connection) {
+    shared.status.send_modify(|status| {
+        status.connection = connection;
+        status.since = Utc::now();
+    });
+}
+
+/// Uses a connection until it fails.
+async fn use_session(shared: &Shared, session: &Session) -> Failure {
+    // Connected is whoever has listed the heartbeat, whether it is there or not.
+    let revision = match list_heartbeat(session).await {
+        Ok(revision) => revision,
+        Err(error) => return error.into(),
+    };
+    shared.status.send_modify(|status| {
+        status.connection = Connection::Connected;
+        status.since = Utc::now();
+        status.cluster_id = session.cluster_id();
+        status.store_revision = session.store_revision();
+    });
+    tracing::info!(cluster = %shared.name, cluster_id = session.cluster_id(), "connected to the cluster's store");
+
+    let (broken, mut reports) = mpsc::channel(1);
+    tokio::select! {
+        failure = heartbeat(shared, session, revision) => failure,
+        failure = cluster_config(shared, session, &broken) => failure,
+        Some(report) = reports.recv() => Failure::Section(report),
+    }
+}
+
+/// Why a connection was given up.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(
+        "no heartbeat for {}s; is the exporter of that cluster running, and does it write {}?",
+        .0.as_secs(), String::from_utf8_lossy(HEARTBEAT)
+    )]
+    Silent(Duration),
+    #[error("{0}")]
+    Section(String),
+}
+
+async fn list_heartbeat(session: &Session) -> Result<i64, SessionError> {
+    let mut listing = session.list(Span::Prefix(Bytes::from_static(HEARTBEAT)));
+    while listing.next_page().await?.is_some() {}
+    Ok(listing.revision())
+}
+
+/// Watches the heartbeat; returns when it has been silent for too long or cannot be watched.
+async fn heartbeat(shared: &Shared, session: &Session, mut revision: i64) -> Failure {
+    let silence = shared.config.heartbeat_timeout;
+    let mut last = Instant::now();
+    let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
+    loop {
+        let error = match session.watch(Span::Prefix(Bytes::from_static(HEARTBEAT)), revision + 1).await {
+            Err(error) => error,
+            Ok(mut watch) => loop {
+                let answer = tokio::select! {
+                    answer = watch.next() => answer,
+                    () = sleep_until(last + silence) => return Failure::Silent(silence),
+                };
+                match answer {
+                    Err(error) => break error,
+                    Ok(WatchAnswer::Progress { .. }) => {}
+                    Ok(WatchAnswer::Changes { changes, .. }) => {
+                        if changes.iter().any(|change| matches!(change, Change::Put(_))) {
+                            last = Instant::now();
+                            backoff.reset();
+                            shared.status.send_modify(|status| {
+                                status.last_heartbeat = Some(Utc::now());
+                                status.store_revision = session.store_revision();
+                            });
+                        }
+                    }
+                }
+            },
+        };
+        if error.is_fatal() {
+            return error.into();
+        }
+        tracing::debug!(cluster = %shared.name, %error, "the heartbeat is watched anew");
+        if last.elapsed() >= silence {
+            return Failure::Silent(silence);
+        }
+        sleep(backoff.next_delay()).await;
+        revision = match list_heartbeat(session).await {
+            Ok(revision) => revision,
+            Err(error) => return error.into(),
+        };
+    }
+}
+
+/// Finds the cluster configuration, lets the sections begin once it is there, and follows its changes.
+async fn cluster_config(shared: &Shared, session: &Session, broken: &mpsc::Sender<String>) -> Failure {
+    let usable = |canaries| {
+        let usable = Usable { session: session.clone(), canaries, broken: broken.clone() };
+        shared.usable.send_replace(Some(usable));
+    };
+    if !shared.config.cluster_config_required {
+        usable(true);
+        return std::future::pending().await;
+    }
+    let key = Bytes::from(format!("cilium/cluster-config/{}", shared.name));
+    let mut backoff = Backoff::new(Duration::from_millis(200), MAX_BACKOFF);
+    let mut begun = false;
+    loop {
+        let mut found = |value: Option<Bytes>| match value.as_deref().map(parse_config) {
+            None => problem(
+                shared,
+                format!(
+                    "{} is missing; the exporter of that cluster has not written it yet",
+                    String::from_utf8_lossy(&key)
+                ),
+            ),
+            Some(Err(error)) => {
+                problem(shared, format!("{} cannot be understood: {error}", String::from_utf8_lossy(&key)));
+            }
+            Some(Ok(config)) => {
+                shared.status.send_modify(|status| status.cluster_config = ClusterConfigState::Retrieved);
+                shared.cluster_config.send_if_modified(|known| {
+                    let differs = *known != value;
+                    known.clone_from(&value);
+                    differs
+                });
+                if !std::mem::replace(&mut begun, true) {
+                    usable(config.capabilities.synced_canaries);
+                }
+            }
+        };
+        let error = async {
+            let (value, revision) = session.get(&key).await?;
+            found(value);
+            let mut watch = session.watch(Span::Key(key.clone()), revision + 1).await?;
+            loop {
+                let WatchAnswer::Changes { changes, .. } = watch.next().await? else { continue };
+                for change in changes {
+                    match change {
+                        Change::Put(pair) => found(Some(pair.value)),
+                        Change::Delete { .. } => {
+                            shared.cluster_config.send_replace(None);
+                            shared
+                                .status
+                                .send_modify(|status| status.cluster_config = ClusterConfigState::Missing);
+                        }
+                    }
+                }
+            }
+        };
+        let error: Result<std::convert::Infallible, SessionError> = error.await;
+        let Err(error) = error;
+        if error.is_fatal() {
+            return error.into();
+        }
+        problem(shared, format!("{}: {error}", String::from_utf8_lossy(&key)));
+        sleep(backoff.next_delay()).await;
+    }
+}
+
+/// Something is wrong that the connection survives.
+fn problem(shared: &Shared, error: String) {
+    tracing::warn!(cluster = %shared.name, %error, "the cluster configuration is not usable");
+    shared.status.send_modify(|status| {
+        status.last_error = Some(error);
+        status.last_failure = Some(Utc::now());
+    });
+}
+
+/// The part of the cluster configuration that the protocol itself needs. Consumers read the rest.
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    capabilities: Capabilities,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Capabilities {
+    #[serde(default)]
+    synced_canaries: bool,
+}
+
+fn parse_config(value: &[u8]) -> Result<Config, serde_json::Error> {
+    serde_json::from_slice(value)
+}

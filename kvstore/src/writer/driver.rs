@@ -1,0 +1,239 @@
+//! Carries out what a [`Queue`] wants: transactions of many puts, a few in flight, under leases that are kept alive.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use etcd_client::{Error, PutOptions, Txn, TxnOp};
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use super::queue::{Queue, Work, Write};
+use crate::{
+    backoff::Backoff,
+    client::{RateLimiter, RateLimits, Session, SessionError, connect},
+    config::ClientConfig,
+};
+
+/// Transactions that wait for their answer at the same time.
+const IN_FLIGHT: usize = 4;
+/// Waits between attempts at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
+
+/// Where and how to write.
+#[derive(Debug, Clone)]
+pub(crate) struct DriverConfig {
+    pub(crate) client: ClientConfig,
+    /// The etcd cluster to write to. Another one at the same address is not written to.
+    pub(crate) cluster_id: u64,
+    /// How long keys outlive their writer.
+    pub(crate) lease_ttl: Duration,
+}
+
+/// Works the queue off for as long as the etcd cluster is the right one; returns when it is another.
+pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
+    let limits = RateLimits { qps: 10_000, bootstrap_qps: 10_000, max_in_flight: 64 };
+    let limiter = Arc::new(RateLimiter::new(limits));
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    for attempt in 0.. {
+        let error = match connect(&config.client, attempt).await {
+            Err(error) => error.to_string(),
+            Ok((client, _)) => {
+                let session = Session::new(client, Arc::clone(&limiter));
+                let failure = tokio::select! {
+                    failure = write(queue, &session, config, &mut backoff) => failure,
+                    failure = keep_alive(queue, &session, config.lease_ttl) => failure,
+                };
+                match failure {
+                    Failure::Exchanged(exchanged) => return exchanged,
+                    Failure::Session(error) => error.to_string(),
+                }
+            }
+        };
+        tracing::warn!(%error, "cannot write to etcd; trying again");
+        queue.trouble(error);
+        sleep(backoff.next_delay()).await;
+    }
+    unreachable!("attempts do not end")
+}
+
+/// Another etcd cluster answers than the one that this process has read its state from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "etcd was exchanged: {was:x} was followed, {is} answers. Restart the process, so that readers \
+     see that revisions begin anew"
+)]
+pub struct Exchanged {
+    /// The cluster id that was followed.
+    pub was: u64,
+    /// What answers now.
+    pub is: String,
+}
+
+enum Failure {
+    Session(SessionError),
+    Exchanged(Exchanged),
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Self {
+        Self::Session(error)
+    }
+}
+
+/// Writes until the connection fails.
+async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff: &mut Backoff) -> Failure {
+    // Which cluster is it? Nothing is written to a wrong one.
+    if let Err(error) = session.get(&"cilium/.heartbeat".into()).await {
+        return error.into();
+    }
+    match session.cluster_id() {
+        Some(id) if id == config.cluster_id => {}
+        other => {
+            return Failure::Exchanged(Exchanged {
+                was: config.cluster_id,
+                is: format!("{:x}", other.unwrap_or_default()),
+            });
+        }
+    }
+    let mut flying = FuturesUnordered::new();
+    let mut batches = HashMap::new();
+    let mut next = 0u64;
+    let failure = 'session: loop {
+        while flying.len() < IN_FLIGHT {
+            match queue.take() {
+                Work::Nothing => break,
+                Work::Lease => {
+                    if let Err(error) = grant(queue, session, config.lease_ttl).await {
+                        if error.is_fatal() {
+                            break 'session error;
+                        }
+                        queue.trouble(format!("etcd grants no lease: {error}"));
+                        sleep(backoff.next_delay()).await;
+                    }
+                }
+                Work::Batch(batch) => {
+                    let transaction = transaction(session.clone(), txn(&batch));
+                    batches.insert(next, batch);
+                    flying.push(async move { (next, transaction.await) });
+                    next += 1;
+                }
+            }
+        }
+        let (number, result) = tokio::select! {
+            Some(landed) = flying.next() => landed,
+            () = queue.woken() => continue,
+        };
+        let batch = batches.remove(&number).expect("what lands has been flying");
+        match result {
+            Ok(revision) => {
+                queue.done(&batch, revision);
+                backoff.reset();
+            }
+            Err(error) => {
+                if error.is_fatal() {
+                    batches.insert(number, batch);
+                    break error;
+                }
+                refused(queue, session, &batch, &error.to_string()).await;
+                sleep(backoff.next_delay()).await;
+            }
+        }
+    };
+    for batch in batches.values() {
+        // Whether it arrived is unknown; writing it twice does no harm.
+        queue.failed(batch, false, failure.to_string());
+    }
+    failure.into()
+}
+
+/// etcd does not take a batch. The words are etcd's and gRPC's.
+async fn refused(queue: &Queue, session: &Session, batch: &[Write], error: &str) {
+    let too_large = error.contains("too large") || error.contains("larger than max");
+    if error.contains("lease not found") {
+        queue.failed(batch, false, error.into());
+        let mut leases: Vec<i64> = batch.iter().filter_map(|write| Some(write.value.as_ref()?.1)).collect();
+        leases.sort_unstable();
+        leases.dedup();
+        for lease in leases {
+            // What fails here comes back with the next attempt.
+            let _ = renew(queue, session, lease).await;
+        }
+    } else if let ([write], true) = (batch, too_large) {
+        let key = String::from_utf8_lossy(&write.key);
+        tracing::error!(%key, error, "etcd refuses this value; the key keeps its old one");
+        queue.reject(write, format!("{key}: {error}"));
+    } else {
+        let full = error.contains("database space exceeded");
+        if full {
+            tracing::error!(error, "etcd is full; compact and defragment it, or raise its quota");
+        }
+        queue.failed(batch, batch.len() > 1 && !full, error.into());
+    }
+}
+
+fn txn(batch: &[Write]) -> Txn {
+    let ops: Vec<TxnOp> = batch
+        .iter()
+        .map(|write| match &write.value {
+            Some((value, lease)) => {
+                TxnOp::put(write.key.as_ref(), value.as_ref(), Some(PutOptions::new().with_lease(*lease)))
+            }
+            None => TxnOp::delete(write.key.as_ref(), None),
+        })
+        .collect();
+    Txn::new().and_then(ops)
+}
+
+async fn transaction(session: Session, txn: Txn) -> Result<i64, SessionError> {
+    let mut kv = session.client().kv_client();
+    let response = session.call(kv.txn(txn)).await?;
+    session.check(response.header())
+}
+
+async fn grant(queue: &Queue, session: &Session, ttl: Duration) -> Result<(), SessionError> {
+    let mut leases = session.client().lease_client();
+    let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+    let lease = session.call(leases.grant(seconds, None)).await?;
+    session.check(lease.header())?;
+    queue.add_lease(lease.id());
+    Ok(())
+}
+
+/// Renews every lease in time, and those under suspicion at once. Returns when the connection fails.
+async fn keep_alive(queue: &Queue, session: &Session, ttl: Duration) -> Failure {
+    let mut due = interval(ttl / 3);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // The first tick is now: leases may have run out while there was no connection.
+        let leases = tokio::select! {
+            _ = due.tick() => queue.leases(),
+            suspects = queue.suspects() => suspects,
+        };
+        let mut renewals = futures::stream::iter(leases)
+            .map(|lease| renew(queue, session, lease))
+            .buffer_unordered(IN_FLIGHT);
+        while let Some(renewal) = renewals.next().await {
+            match renewal {
+                Ok(()) => {}
+                Err(error) if error.is_fatal() => return error.into(),
+                Err(error) => queue.trouble(format!("a lease cannot be renewed: {error}")),
+            }
+        }
+    }
+}
+
+/// Renews one lease, or finds that it is gone.
+async fn renew(queue: &Queue, session: &Session, lease: i64) -> Result<(), SessionError> {
+    let mut leases = session.client().lease_client();
+    let renewal = async {
+        match leases.keep_alive(lease).await {
+            Ok(_) => Ok(true),
+            Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    if !session.call(renewal).await? {
+        tracing::warn!(lease = format!("{lease:x}"), "a lease is gone; its keys are written again");
+        queue.lease_lost(lease);
+    }
+    Ok(())
+}
