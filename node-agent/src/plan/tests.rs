@@ -1,0 +1,209 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use isthmus_bpf_abi::{IpcacheKey, Protocol};
+
+use super::model::MapModel;
+use super::*;
+
+const KEY_PORT: u16 = 80;
+
+fn key(last: u8) -> ServiceKey {
+    ServiceKey::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, last)), KEY_PORT, Protocol::Tcp)
+}
+
+fn backend(number: u32) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number)), 8080)
+}
+
+fn frontend(backends: impl IntoIterator<Item = u32>) -> Frontend {
+    Frontend {
+        backends: backends.into_iter().map(|number| (backend(number), 0)).collect(),
+        ..Frontend::default()
+    }
+}
+
+fn only(key: ServiceKey, wanted: Option<Frontend>) -> Delta {
+    Delta { frontends: BTreeMap::from([(key, wanted)]), ..Delta::default() }
+}
+
+/// A planner and the maps that it changes.
+struct Maps {
+    planner: Planner,
+    model: MapModel,
+}
+
+impl Maps {
+    fn new(capacity: u32) -> Self {
+        Self { planner: Planner::adopt(&Dump::default(), capacity), model: MapModel::default() }
+    }
+
+    fn to(&mut self, key: ServiceKey, wanted: Option<Frontend>) -> Vec<MapOp> {
+        let ops = self.planner.plan(&only(key, wanted), &Retention::NONE);
+        let results = self.model.apply(&ops, |_| None);
+        assert!(self.planner.confirm(&ops, &results).is_empty());
+        ops
+    }
+
+    fn behind(&self, key: ServiceKey) -> Vec<SocketAddr> {
+        self.model
+            .visible()
+            .frontends
+            .get(&key)
+            .map(|(all, _)| all.keys().copied().collect())
+            .unwrap_or_default()
+    }
+}
+
+#[test]
+fn one_endpoint_of_ten_thousand_costs_a_constant_number_of_operations() {
+    let mut maps = Maps::new(20_000);
+    maps.to(key(1), Some(frontend(0..10_000)));
+
+    let added = maps.to(key(1), Some(frontend(0..10_001)));
+    assert_eq!(added.len(), 3, "backend, slot, count: {added:?}");
+
+    let removed = maps.to(key(1), Some(frontend((0..10_001).filter(|number| *number != 17))));
+    assert_eq!(removed.len(), 4, "slot into the gap, count, last slot, backend: {removed:?}");
+
+    let exchanged =
+        maps.to(key(1), Some(frontend((0..10_002).filter(|number| *number != 17 && *number != 4000))));
+    assert_eq!(exchanged.len(), 3, "backend, slot, old backend: {exchanged:?}");
+
+    let nothing =
+        maps.to(key(1), Some(frontend((0..10_002).filter(|number| *number != 17 && *number != 4000))));
+    assert_eq!(nothing, []);
+}
+
+#[test]
+fn a_service_without_backends_is_there_and_refuses() {
+    let mut maps = Maps::new(16);
+    maps.to(key(1), Some(frontend([])));
+    assert_eq!(maps.model.visible().frontends[&key(1)].0.len(), 0);
+    maps.to(key(1), None);
+    assert!(maps.model.visible().frontends.is_empty());
+}
+
+#[test]
+fn a_service_id_is_never_given_again() {
+    let mut maps = Maps::new(16);
+    let mut ids = BTreeSet::new();
+    for round in 0..10 {
+        maps.to(key(round % 2), Some(frontend([1])));
+        ids.extend(maps.model.dump().services.iter().map(|(_, service)| service.id));
+        maps.to(key(round % 2), None);
+    }
+    assert_eq!(ids.len(), 10);
+}
+
+#[test]
+fn when_backend_ids_run_out_the_service_has_those_that_fit_and_the_rest_when_there_is_room() {
+    let mut maps = Maps::new(4);
+    maps.to(key(1), Some(frontend(0..3)));
+    maps.to(key(2), Some(frontend(0..3)));
+    assert_eq!(maps.behind(key(1)).len(), 3);
+    assert_eq!(maps.behind(key(2)).len(), 1);
+    assert_eq!(maps.planner.short(), &BTreeMap::from([(key(2), 2)]));
+
+    maps.to(key(1), None);
+    maps.to(key(2), Some(frontend(0..3)));
+    assert_eq!(maps.behind(key(2)).len(), 3);
+    assert!(maps.planner.short().is_empty());
+}
+
+#[test]
+fn a_refused_operation_leaves_the_service_as_it_was_and_the_next_plan_leads_on_from_there() {
+    let mut maps = Maps::new(64);
+    maps.to(key(1), Some(frontend(0..4)));
+    let wanted = only(key(1), Some(frontend(2..9)));
+    for refused in 0..20 {
+        let ops = maps.planner.plan(&wanted, &Retention::NONE);
+        let mut number = 0;
+        let results = maps.model.apply(&ops, |_| {
+            number += 1;
+            (number == refused).then_some(OpError::Refused { map: "slots", errno: 12 })
+        });
+        let failures = maps.planner.confirm(&ops, &results);
+        if number >= refused && refused > 0 {
+            assert_eq!(failures.frontends, BTreeSet::from([key(1)]));
+        }
+        if failures.is_empty() {
+            break;
+        }
+    }
+    maps.to(key(1), Some(frontend(2..9)));
+    assert_eq!(maps.behind(key(1)), (2..9).map(backend).collect::<Vec<_>>());
+    assert_eq!(maps.planner.filled().1, 7);
+}
+
+#[test]
+fn a_restarted_planner_adopts_what_is_there_and_cleans_up_what_nobody_reads() {
+    let mut maps = Maps::new(64);
+    maps.to(key(1), Some(frontend(0..4)));
+    let mut dump = maps.model.dump();
+    let stray = Backend::new(77, backend(50).ip(), 1, Protocol::Tcp, 0);
+    dump.backends.push((40, stray));
+    dump.slots.push((SlotKey { service: 78, slot: 0 }, stray.slot(40)));
+
+    let mut planner = Planner::adopt(&dump, 64);
+    let ops = planner.plan(&only(key(1), Some(frontend(0..4))), &Retention::NONE);
+    assert_eq!(
+        ops,
+        [
+            MapOp::DeleteBackend { id: 40, service: 77 },
+            MapOp::DeleteSlot { key: SlotKey { service: 78, slot: 0 } }
+        ]
+    );
+    let results = vec![Ok(()); ops.len()];
+    assert!(planner.confirm(&ops, &results).is_empty());
+
+    let ops = planner.plan(&only(key(2), Some(frontend([]))), &Retention::NONE);
+    assert!(matches!(ops[..], [MapOp::PutService { service: Service { id: 79, .. }, .. }]), "{ops:?}");
+}
+
+#[test]
+fn what_may_still_be_wanted_is_kept_until_its_cluster_has_been_read() {
+    let mut maps = Maps::new(64);
+    let mut both = frontend([1]);
+    both.backends.insert(backend(9), 2);
+    maps.to(key(1), Some(both));
+
+    let read: &dyn Fn(u16) -> bool = &|cluster| cluster == 2;
+    let retention = Retention { services: read, ipcache: &|_| false };
+    let ops = maps.planner.plan(&only(key(1), Some(frontend([1, 3]))), &retention);
+    let results = maps.model.apply(&ops, |_| None);
+    maps.planner.confirm(&ops, &results);
+    assert_eq!(maps.behind(key(1)), [backend(1), backend(3), backend(9)]);
+
+    maps.to(key(1), Some(frontend([1, 3])));
+    assert_eq!(maps.behind(key(1)), [backend(1), backend(3)]);
+}
+
+#[test]
+fn a_fallback_waits_while_the_preferred_side_may_only_not_have_been_read() {
+    let mut maps = Maps::new(64);
+    let remote = Frontend { backends: BTreeMap::from([(backend(9), 2)]), ..Frontend::default() };
+    maps.to(key(1), Some(remote));
+
+    let retention = Retention { services: &|cluster| cluster == 2, ipcache: &|_| false };
+    let fallback = Frontend { fallback: true, ..frontend([1]) };
+    assert_eq!(maps.planner.plan(&only(key(1), Some(fallback.clone())), &retention), []);
+
+    maps.to(key(1), Some(fallback));
+    assert_eq!(maps.behind(key(1)), [backend(1)]);
+}
+
+#[test]
+fn an_ipcache_entry_is_written_once_and_deleted_once() {
+    let mut maps = Maps::new(8);
+    let key = IpcacheKey::host(backend(1).ip());
+    let entry = IpcacheEntry { identity: 70_000, ..IpcacheEntry::default() };
+    let wanted = |entry| Delta { ipcache: BTreeMap::from([(key, entry)]), ..Delta::default() };
+    for (wanted, operations) in
+        [(Some(entry), 1), (Some(entry), 0), (None, 1), (None, 0)].map(|(e, n)| (wanted(e), n))
+    {
+        let ops = maps.planner.plan(&wanted, &Retention::NONE);
+        assert_eq!(ops.len(), operations);
+        let results = maps.model.apply(&ops, |_| None);
+        maps.planner.confirm(&ops, &results);
+    }
+}

@@ -1,0 +1,219 @@
+//! The agent without its hands: events in, map operations out, results back in. Pure, with the time passed in.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use isthmus_bpf_abi::{IpcacheKey, ServiceKey};
+
+use crate::datapath::{MapOp, OpError};
+use crate::desired::{Delta, Frontends, Rules, ipcache};
+use crate::mesh::fact::{Moment, Provenance};
+use crate::mesh::{Changes, Mesh, MeshEvent, Own, Refusal, Resource};
+use crate::plan::{Dump, Failures, Planner, Retention};
+
+/// How the reconciler decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Balance every service, not only the global ones.
+    pub all_services: bool,
+    /// After a start, entries of a peer of which not everything has been read stay for so long, counted from when
+    /// the own cluster's services and addresses have been read.
+    pub sync_timeout: Duration,
+    /// Backend ids are below this: the size of the map of backends.
+    pub backend_capacity: u32,
+}
+
+/// State of the mesh, and of the maps.
+#[derive(Debug)]
+pub struct Reconciler {
+    mesh: Mesh,
+    frontends: Frontends,
+    planner: Planner,
+    policy: Policy,
+    changes: Changes,
+    again: Again,
+    startup: Startup,
+}
+
+/// What failed and is to be tried again.
+#[derive(Debug, Default)]
+struct Again {
+    frontends: BTreeSet<ServiceKey>,
+    ipcache: BTreeSet<IpcacheKey>,
+}
+
+/// Whether what an earlier run left in the maps is still kept although nothing asks for it yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Startup {
+    /// The own cluster has not been read whole.
+    ReadingOwn,
+    /// It has, since then; some peers have not.
+    ReadingPeers(Moment),
+    /// Everything that is still not there is gone.
+    Done,
+}
+
+/// How the start went, reported once when it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Started {
+    /// All clusters have been read whole.
+    Synced,
+    /// These have not within the time; what an earlier run knew of them is no longer used.
+    TimedOut(Vec<Arc<str>>),
+}
+
+impl Reconciler {
+    /// Starts from what is in the maps.
+    pub fn new(own: Own, policy: Policy, dump: &Dump) -> Self {
+        Self {
+            mesh: Mesh::new(own),
+            frontends: Frontends::default(),
+            planner: Planner::adopt(dump, policy.backend_capacity),
+            policy,
+            changes: Changes::default(),
+            again: Again::default(),
+            startup: Startup::ReadingOwn,
+        }
+    }
+
+    /// Takes in an event.
+    ///
+    /// # Errors
+    /// Why it does not count (for now).
+    pub fn event(&mut self, event: MeshEvent, at: Provenance) -> Result<(), Refusal> {
+        self.mesh.apply(event, at, &mut self.changes)
+    }
+
+    /// The operations that bring the maps to what the events so far ask for, and, once, how the start went.
+    pub fn plan(&mut self, now: Moment) -> (Vec<MapOp>, Option<Started>) {
+        let changes = std::mem::take(&mut self.changes);
+        let started = self.advance_startup(now);
+        let mut delta = if started.is_some() || (changes.synced && self.startup != Startup::Done) {
+            let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
+            self.planner.complete(&mut everything);
+            everything
+        } else {
+            self.frontends.delta(&self.mesh, rules(&self.mesh, self.policy), &changes)
+        };
+        self.add_again(&mut delta);
+        (self.plan_delta(&delta), started)
+    }
+
+    /// The operations that bring the maps from what `dump` shows, whoever made it so, to what they should be.
+    pub fn compare(&mut self, dump: &Dump) -> Vec<MapOp> {
+        self.planner.readopt(dump, self.policy.backend_capacity);
+        let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
+        self.planner.complete(&mut everything);
+        self.again = Again::default();
+        self.plan_delta(&everything)
+    }
+
+    /// Takes in what became of the operations. What failed is part of the next plan again.
+    pub fn confirm(&mut self, ops: &[MapOp], results: &[Result<(), OpError>]) -> Failures {
+        let failures = self.planner.confirm(ops, results);
+        self.again.frontends.extend(failures.frontends.iter().copied());
+        self.again.ipcache.extend(failures.ipcache.iter().copied());
+        failures
+    }
+
+    /// Whether the next plan has something to do even if nothing happens.
+    pub fn has_to_retry(&self) -> bool {
+        !self.again.frontends.is_empty() || !self.again.ipcache.is_empty() || !self.planner.short().is_empty()
+    }
+
+    /// Whether events have come since the last plan.
+    pub fn is_dirty(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// When the next plan has something to do even if nothing happens: the end of the start.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self.startup {
+            Startup::ReadingPeers(since) => Some(Moment(since.0 + self.policy.sync_timeout)),
+            Startup::ReadingOwn | Startup::Done => None,
+        }
+    }
+
+    /// Whether the start is over: the maps hold what the mesh asks for, and nothing else.
+    pub fn is_started(&self) -> bool {
+        self.startup == Startup::Done
+    }
+
+    /// The state of the mesh.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The state of the maps.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Who claims which frontend.
+    pub fn frontends(&self) -> &Frontends {
+        &self.frontends
+    }
+
+    /// What the agent takes into its hands.
+    pub fn rules(&self) -> Rules<'_> {
+        rules(&self.mesh, self.policy)
+    }
+
+    fn plan_delta(&mut self, delta: &Delta) -> Vec<MapOp> {
+        if self.startup == Startup::Done {
+            return self.planner.plan(delta, &Retention::NONE);
+        }
+        let mesh = &self.mesh;
+        let own_read = self.startup != Startup::ReadingOwn;
+        let services = |cluster| !own_read || !mesh.synced(cluster, Resource::Services);
+        let ipcache = |cluster| {
+            !own_read || !mesh.synced(cluster, Resource::Endpoints) || !mesh.synced(cluster, Resource::Nodes)
+        };
+        self.planner.plan(delta, &Retention { services: &services, ipcache: &ipcache })
+    }
+
+    fn add_again(&mut self, delta: &mut Delta) {
+        let again = std::mem::take(&mut self.again);
+        let short = self.planner.short().keys().copied();
+        for key in again.frontends.into_iter().chain(short) {
+            delta
+                .frontends
+                .entry(key)
+                .or_insert_with(|| self.frontends.frontend(&self.mesh, rules(&self.mesh, self.policy), &key));
+        }
+        for key in again.ipcache {
+            delta.ipcache.entry(key).or_insert_with(|| {
+                let prefix = IpNet::new(key.addr.ip(), key.prefix()).ok()?;
+                self.mesh.resolve(prefix).map(ipcache::entry)
+            });
+        }
+    }
+
+    fn advance_startup(&mut self, now: Moment) -> Option<Started> {
+        const OWN_RESOURCES: [Resource; 4] =
+            [Resource::Services, Resource::Nodes, Resource::Endpoints, Resource::ClusterConfigs];
+        if self.startup == Startup::ReadingOwn
+            && OWN_RESOURCES.iter().all(|resource| self.mesh.own_synced(*resource))
+        {
+            self.startup = Startup::ReadingPeers(now);
+            self.changes.synced = true;
+        }
+        let Startup::ReadingPeers(since) = self.startup else { return None };
+        let kinds = [Resource::Services, Resource::Nodes, Resource::Endpoints];
+        let unsynced: BTreeSet<Arc<str>> =
+            kinds.iter().flat_map(|resource| self.mesh.unsynced_peers(*resource)).collect();
+        // A cluster that left entries behind but has not described itself yet is not among the unsynced ones.
+        let waits = !unsynced.is_empty() || self.planner.knows_of_other_clusters(&self.mesh);
+        if waits && now.0 < since.0 + self.policy.sync_timeout {
+            return None;
+        }
+        self.startup = Startup::Done;
+        Some(if waits { Started::TimedOut(unsynced.into_iter().collect()) } else { Started::Synced })
+    }
+}
+
+fn rules(mesh: &Mesh, policy: Policy) -> Rules<'_> {
+    Rules { all_services: policy.all_services, node: &mesh.own().node }
+}
