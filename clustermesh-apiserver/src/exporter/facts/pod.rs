@@ -1,0 +1,149 @@
+//! Pods: their addresses, their labels and the node they run on.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+
+use super::label_filter::is_identity_relevant;
+use super::{Fact, Finding, Name, Source, address, canonical};
+
+/// A pod, whether it is known from the Pod itself or from Cilium's endpoint object.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct EndpointFact {
+    pub name: Name,
+    /// Addresses that belong to this pod alone: none on the host's network, before it has any, or when it has ended.
+    pub addresses: Vec<IpAddr>,
+    pub identity: Assigned,
+    pub host: Host,
+    pub service_account: Arc<str>,
+    /// Unix seconds. Of two pods that claim one address, the younger has it.
+    pub created: i64,
+}
+
+/// Where a pod's identity comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Assigned {
+    /// Nothing to identify: on the host's network, ended, or not set up yet.
+    Nothing,
+    /// To be found or allocated by its labels (those that count).
+    ByLabels(Arc<BTreeMap<String, String>>),
+    /// Cilium has allocated it.
+    Numeric(u32),
+}
+
+/// The node a pod runs on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Host {
+    /// Known by its name; the addresses are what the pod's status says, for as long as the node is not known.
+    Node { name: Arc<str>, addresses: Vec<IpAddr> },
+    /// Known by its address and encryption key.
+    Address { address: Option<IpAddr>, encryption_key: u8 },
+}
+
+impl Fact for EndpointFact {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+impl Source for Pod {
+    type Fact = EndpointFact;
+
+    fn fact(self, findings: &mut Vec<Finding>) -> EndpointFact {
+        let name = Name::of(&self);
+        let spec = self.spec.unwrap_or_default();
+        let status = self.status.unwrap_or_default();
+        let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let alive = !ended && !spec.host_network.unwrap_or(false);
+        EndpointFact {
+            name,
+            addresses: if alive { addresses(&status, findings) } else { Vec::new() },
+            identity: if alive {
+                let mut labels = self.metadata.labels.unwrap_or_default();
+                labels.retain(|key, _| is_identity_relevant(key));
+                Assigned::ByLabels(Arc::new(labels))
+            } else {
+                Assigned::Nothing
+            },
+            host: Host::Node {
+                name: spec.node_name.unwrap_or_default().into(),
+                addresses: host_addresses(&status),
+            },
+            service_account: spec.service_account_name.unwrap_or_default().into(),
+            created: self.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
+        }
+    }
+}
+
+fn addresses(status: &PodStatus, findings: &mut Vec<Finding>) -> Vec<IpAddr> {
+    let listed = status.pod_ips.as_deref().unwrap_or_default();
+    let texts: Vec<&str> = if listed.is_empty() {
+        status.pod_ip.as_deref().into_iter().collect()
+    } else {
+        listed.iter().map(|entry| entry.ip.as_str()).collect()
+    };
+    let mut found: Vec<IpAddr> = Vec::with_capacity(texts.len());
+    for text in texts.into_iter().filter(|text| !text.is_empty()) {
+        if let Some(ip) = address("status.podIPs", text, findings)
+            && !found.contains(&ip)
+        {
+            found.push(ip);
+        }
+    }
+    found
+}
+
+/// Only a stand-in for the node's own addresses, so a bad one is passed over in silence.
+fn host_addresses(status: &PodStatus) -> Vec<IpAddr> {
+    let listed = status.host_ips.as_deref().unwrap_or_default();
+    let texts: Vec<&str> = if listed.is_empty() {
+        status.host_ip.as_deref().into_iter().collect()
+    } else {
+        listed.iter().map(|entry| entry.ip.as_str()).collect()
+    };
+    texts.into_iter().filter_map(|text| text.parse().ok()).map(canonical).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(object: serde_json::Value) -> EndpointFact {
+        let pod: Pod = serde_json::from_value(object).expect("a Pod");
+        pod.fact(&mut Vec::new())
+    }
+
+    fn pod(spec: serde_json::Value, status: serde_json::Value) -> EndpointFact {
+        fact(serde_json::json!({
+            "metadata": {"namespace": "app", "name": "echo-1", "labels": {"app": "echo", "pod-template-hash": "abc"}},
+            "spec": spec, "status": status,
+        }))
+    }
+
+    #[test]
+    fn a_running_pod_has_its_addresses_of_both_families() {
+        let fact = pod(
+            serde_json::json!({"containers": [], "nodeName": "n1", "serviceAccountName": "default"}),
+            serde_json::json!({"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}),
+        );
+        assert_eq!(fact.addresses.len(), 2);
+        let Assigned::ByLabels(labels) = fact.identity else { panic!("{fact:?}") };
+        assert_eq!(labels.keys().collect::<Vec<_>>(), ["app"]);
+    }
+
+    #[test]
+    fn pods_on_the_hosts_network_and_ended_ones_have_neither_address_nor_identity() {
+        let ips = serde_json::json!([{"ip": "10.0.0.1"}]);
+        for (spec, phase) in [
+            (serde_json::json!({"containers": [], "hostNetwork": true}), "Running"),
+            (serde_json::json!({"containers": []}), "Succeeded"),
+            (serde_json::json!({"containers": []}), "Failed"),
+        ] {
+            let fact = pod(spec, serde_json::json!({"phase": phase, "podIPs": ips}));
+            assert!(fact.addresses.is_empty());
+            assert_eq!(fact.identity, Assigned::Nothing);
+        }
+    }
+}

@@ -1,0 +1,352 @@
+//! The exporter: Kubernetes objects in, wire keys out.
+//!
+//! ```text
+//! Kubernetes API ──▶ watch ──▶ facts ──▶ translate ──▶ kvstore::Writer
+//!        ▲                                   │
+//!        └──────── identity_store ◀──────────┘
+//! ```
+//!
+//! - `facts`: each object parsed once, where it arrives, into what the rest needs to know of it.
+//! - `translate`: a pure state machine from events about facts to changes of keys.
+//! - `watch`, `kinds`: the watches of the Kubernetes API.
+//! - `identity_store`: identities as objects of the Kubernetes API.
+//! - `report`: what could not be used, told in logs, counters, Kubernetes Events and the status.
+//!
+//! There is no delay on the way: an event is translated when it arrives, together with those that have arrived
+//! meanwhile. Keys are written once they differ, in sections whose canaries come last (wire format, section A.4).
+//!
+//! What it needs of the Kubernetes API: list and watch on services, endpointslices.discovery.k8s.io, namespaces and
+//! ciliumidentities.cilium.io; with `Source::Kubernetes` also on pods and nodes, and get, create and delete on
+//! ciliumidentities; with `Source::Cilium` also on ciliumnodes and ciliumendpoints; and create and patch on
+//! events.events.k8s.io, which it can do without.
+
+mod facts;
+mod identity_store;
+mod kinds;
+mod metrics;
+mod problem;
+mod report;
+mod status;
+mod translate;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use isthmus_crds::{CiliumEndpoint, CiliumIdentity, CiliumNode};
+use isthmus_kvstore::writer::{SectionWriter, Writer};
+use isthmus_wire::value::Capabilities;
+use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, InvalidClusterId, Key, MaxConnectedClusters};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use tokio::sync::{mpsc, watch as notice};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::identity_store::IdentityStore;
+use self::problem::Subject;
+use self::report::Reporter;
+use self::translate::{Input, Output, Section, Settings, Translator};
+
+pub use self::metrics::ExporterMetrics;
+pub use self::status::{ExportedCounts, ExporterStatus, WatchStatus};
+
+/// Events that wait for the translation. Beyond it the watches wait too.
+const WAITING_INPUTS: usize = 1024;
+/// Events that are translated before what follows from them is written.
+const LARGEST_BATCH: usize = 1024;
+
+/// What to export, and as whom.
+#[derive(Clone, Debug)]
+pub struct ExporterConfig {
+    /// Name of this cluster.
+    pub cluster: ClusterName,
+    /// Id of this cluster.
+    pub cluster_id: ClusterId,
+    /// What the mesh is set up for. All its clusters must agree.
+    pub max_connected_clusters: MaxConnectedClusters,
+    /// Where pods, nodes and identities come from.
+    pub source: Source,
+    /// Whether a namespace takes part in the mesh unless its annotation `clustermesh.cilium.io/global` says otherwise.
+    pub namespaces_are_global: bool,
+    /// How long an identity that no pod has is kept, in case one comes back. Long enough for every replica and peer to
+    /// have noticed; [`ExporterConfig::DEFAULT_IDENTITY_RETENTION`] unless there is a reason.
+    pub identity_retention: Duration,
+}
+
+impl ExporterConfig {
+    /// 15 minutes: as long as leases, after which peers have forgotten the identity too.
+    pub const DEFAULT_IDENTITY_RETENTION: Duration = Duration::from_secs(15 * 60);
+
+    /// A cluster without Cilium, all of whose namespaces take part in the mesh.
+    pub fn new(cluster: ClusterName, cluster_id: ClusterId) -> Self {
+        Self {
+            cluster,
+            cluster_id,
+            max_connected_clusters: MaxConnectedClusters::default(),
+            source: Source::Kubernetes,
+            namespaces_are_global: true,
+            identity_retention: Self::DEFAULT_IDENTITY_RETENTION,
+        }
+    }
+}
+
+/// Where pods, nodes and identities come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Pods and Nodes; identities are allocated.
+    #[default]
+    Kubernetes,
+    /// Cilium's CiliumEndpoints, CiliumNodes and CiliumIdentities; nothing is allocated.
+    Cilium,
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "kubernetes" => Ok(Self::Kubernetes),
+            "cilium" => Ok(Self::Cilium),
+            other => Err(format!("{other:?} is not one of kubernetes, cilium")),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Cilium => "cilium",
+        })
+    }
+}
+
+/// Why the exporter cannot run, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ExporterError {
+    /// The cluster's id does not fit to the mesh.
+    #[error(transparent)]
+    ClusterId(#[from] InvalidClusterId),
+    /// A part of the exporter has ended that never should. A fault of the program.
+    #[error("a part of the exporter has stopped unexpectedly: {0}; restart it and report the fault")]
+    Stopped(String),
+}
+
+/// An exporter that is ready to run.
+pub struct Exporter {
+    client: Client,
+    config: ExporterConfig,
+    writer: Writer,
+    metrics: ExporterMetrics,
+    ready: notice::Sender<bool>,
+    status: notice::Sender<ExporterStatus>,
+}
+
+/// What others may know of a running exporter.
+#[derive(Clone, Debug)]
+pub struct ExporterHandle {
+    /// True once everything that there was at the start is exported and announced to readers. It stays true.
+    pub ready: notice::Receiver<bool>,
+    /// State and counts.
+    pub status: notice::Receiver<ExporterStatus>,
+}
+
+impl Exporter {
+    /// An exporter of the cluster behind `client` into the store behind `writer`.
+    ///
+    /// # Errors
+    /// The cluster's id is beyond what the mesh is set up for.
+    pub fn new(
+        client: Client,
+        config: ExporterConfig,
+        writer: Writer,
+        metrics: ExporterMetrics,
+    ) -> Result<(Self, ExporterHandle), ExporterError> {
+        config.max_connected_clusters.admit(config.cluster_id)?;
+        let (ready, is_ready) = notice::channel(false);
+        let (status, statuses) = notice::channel(ExporterStatus::default());
+        let handle = ExporterHandle { ready: is_ready, status: statuses };
+        Ok((Self { client, config, writer, metrics, ready, status }, handle))
+    }
+
+    /// Exports until `shutdown`. What has been written stays in the store.
+    ///
+    /// # Errors
+    /// Only faults of the program. Whatever the Kubernetes API does, it is waited for.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ExporterError> {
+        // Whatever way this ends, everything it started ends with it.
+        let shutdown = shutdown.child_token();
+        let _guard = shutdown.clone().drop_guard();
+        let (reporter, findings) = Reporter::new(self.metrics.clone(), self.status);
+        let (inputs, received) = mpsc::channel(WAITING_INPUTS);
+        let identities =
+            IdentityStore::new(self.client.clone(), inputs.clone(), self.metrics.clone(), shutdown.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(report::send_events(self.client.clone(), findings, shutdown.clone()));
+        start_watches(&mut tasks, &self.client, self.config.source, &inputs, &reporter, &shutdown);
+
+        let _cluster_config =
+            self.writer.keep_cluster_config(&self.config.cluster, cluster_config(&self.config).encode());
+        let work = Work {
+            translator: Translator::new(settings(&self.config)),
+            retention: self.config.identity_retention,
+            sections: Sections::new(&self.writer, &self.config.cluster),
+            identities: identities.clone(),
+            reporter,
+            metrics: self.metrics,
+            ready: self.ready,
+            started: Instant::now(),
+        };
+        let outcome = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            outcome = work.run(received) => outcome,
+            Some(ended) = tasks.join_next() => Err(ExporterError::Stopped(match ended {
+                Ok(()) => "a watch".to_owned(),
+                Err(error) => error.to_string(),
+            })),
+        };
+        shutdown.cancel();
+        identities.finish().await;
+        tasks.shutdown().await;
+        outcome
+    }
+}
+
+fn start_watches(
+    tasks: &mut JoinSet<()>,
+    client: &Client,
+    source: Source,
+    inputs: &mpsc::Sender<Input>,
+    reporter: &Reporter,
+    shutdown: &CancellationToken,
+) {
+    macro_rules! watch {
+        ($($kind:ty),+) => {{$({
+            let watch = watch::watch::<$kind>(client.clone(), inputs.clone(), reporter.clone());
+            let shutdown = shutdown.clone();
+            tasks.spawn(async move {
+                shutdown.run_until_cancelled(watch).await;
+            });
+        })+}};
+    }
+    watch!(Namespace, Service, EndpointSlice, CiliumIdentity);
+    match source {
+        Source::Kubernetes => watch!(Node, Pod),
+        Source::Cilium => watch!(CiliumNode, CiliumEndpoint),
+    }
+}
+
+fn settings(config: &ExporterConfig) -> Settings {
+    Settings {
+        cluster: config.cluster.clone(),
+        cluster_id: config.cluster_id,
+        max_connected_clusters: config.max_connected_clusters,
+        namespaces_are_global: config.namespaces_are_global,
+        allocates: config.source == Source::Kubernetes,
+    }
+}
+
+/// Service exports are left out rather than off: a relay waits for their canary once they are mentioned at all.
+fn cluster_config(config: &ExporterConfig) -> ClusterConfig {
+    ClusterConfig {
+        id: config.cluster_id,
+        capabilities: Capabilities {
+            synced_canaries: true,
+            max_connected_clusters: Some(config.max_connected_clusters),
+            ..Capabilities::default()
+        },
+    }
+}
+
+/// The loop between the translation and the world.
+struct Work {
+    translator: Translator,
+    retention: Duration,
+    sections: Sections,
+    identities: IdentityStore,
+    reporter: Reporter,
+    metrics: ExporterMetrics,
+    ready: notice::Sender<bool>,
+    started: Instant,
+}
+
+impl Work {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> Result<(), ExporterError> {
+        // Ten looks per retention: an identity is deleted at most a tenth late.
+        let period = (self.retention / 10).clamp(Duration::from_millis(100), Duration::from_secs(60));
+        let mut collection = tokio::time::interval(period);
+        let mut batch = Vec::with_capacity(LARGEST_BATCH);
+        let mut announcements: JoinSet<Section> = JoinSet::new();
+        let mut announced = BTreeSet::new();
+        loop {
+            tokio::select! {
+                // An event and whatever else has arrived by then. The sender that `identities` holds keeps it open.
+                _ = inputs.recv_many(&mut batch, LARGEST_BATCH) => {
+                    batch.drain(..).for_each(|input| self.translator.apply(input));
+                }
+                _ = collection.tick() => {
+                    self.translator.collect_garbage(self.started.elapsed(), self.retention);
+                }
+                Some(section) = announcements.join_next() => {
+                    let section = section.map_err(|error| ExporterError::Stopped(error.to_string()))?;
+                    announced.insert(section);
+                    let ready = announced.len() == Section::ALL.len();
+                    tracing::info!(section = section.as_str(), "everything that there was is exported");
+                    self.reporter.section_complete(&section.prefix().to_string(), ready);
+                    self.ready.send_replace(ready);
+                    continue;
+                }
+            }
+            let output = self.translator.drain();
+            self.carry_out(output, &mut announcements);
+        }
+    }
+
+    fn carry_out(&self, output: Output, announcements: &mut JoinSet<Section>) {
+        for write in output.writes {
+            self.metrics.write(&write);
+            let section = self.sections.get(write.section);
+            match write.value {
+                Some(value) => section.put(write.key, value),
+                None => section.delete(write.key),
+            }
+        }
+        for action in output.identities {
+            self.identities.carry_out(action);
+        }
+        for (kind, name, finding) in output.findings {
+            let api_version = if kind == "CiliumIdentity" { "cilium.io/v2" } else { "v1" };
+            self.reporter.tell(&Subject { api_version, kind, name, uid: String::new() }, finding);
+        }
+        for section in output.completed {
+            let writer = Arc::clone(self.sections.get(section));
+            announcements.spawn(async move {
+                writer.finish_initial().await;
+                section
+            });
+        }
+        self.reporter.counts(self.translator.counts());
+    }
+}
+
+/// The writer of each section.
+struct Sections([Arc<SectionWriter>; Section::ALL.len()]);
+
+impl Sections {
+    fn new(writer: &Writer, cluster: &ClusterName) -> Self {
+        Self(Section::ALL.map(|section| {
+            let prefix = section.prefix();
+            let canary = Key::canary(cluster, prefix).to_bytes();
+            Arc::new(writer.section(isthmus_kvstore::Section::new(prefix.range(cluster), Some(canary))))
+        }))
+    }
+
+    fn get(&self, section: Section) -> &Arc<SectionWriter> {
+        &self.0[section as usize]
+    }
+}

@@ -1,0 +1,211 @@
+//! Telling people: logs, counters, Kubernetes Events and the status page.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::watcher;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::ExporterMetrics;
+use super::problem::{Finding, Subject};
+use super::status::{ExporterStatus, WatchStatus};
+use super::translate::Counts;
+
+/// Objects whose findings are remembered, so that each is told once. Beyond it they are told again on every change.
+const REMEMBERED: usize = 10_000;
+/// Kubernetes Events that wait to be sent. What is more is only logged.
+const WAITING_EVENTS: usize = 64;
+/// Between two Kubernetes Events.
+const EVENT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+/// Longest note that Kubernetes takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    told: Arc<Mutex<HashMap<Subject, Vec<Finding>>>>,
+    metrics: ExporterMetrics,
+    status: Arc<watch::Sender<ExporterStatus>>,
+    events: mpsc::Sender<(Subject, Finding)>,
+}
+
+impl Reporter {
+    /// The reporter, and the Events it wants to have sent: see [`send_events`].
+    pub(crate) fn new(
+        metrics: ExporterMetrics,
+        status: watch::Sender<ExporterStatus>,
+    ) -> (Self, mpsc::Receiver<(Subject, Finding)>) {
+        let (events, receiver) = mpsc::channel(WAITING_EVENTS);
+        (Self { told: Arc::default(), metrics, status: Arc::new(status), events }, receiver)
+    }
+
+    /// All that there is to say about an object as it is now. What was said before is not said again.
+    pub(crate) fn findings(&self, subject: Subject, findings: Vec<Finding>) {
+        let mut told = self.told();
+        if findings.is_empty() {
+            if !told.is_empty() {
+                told.remove(&subject);
+            }
+            return;
+        }
+        let before = told.get(&subject).map(Vec::as_slice).unwrap_or_default();
+        let news: Vec<Finding> =
+            findings.iter().filter(|finding| !before.contains(finding)).cloned().collect();
+        if told.len() < REMEMBERED || told.contains_key(&subject) {
+            told.insert(subject.clone(), findings);
+        }
+        drop(told);
+        for finding in news {
+            self.tell(&subject, finding);
+        }
+    }
+
+    /// Says something about an object once more or for the first time.
+    pub(crate) fn tell(&self, subject: &Subject, finding: Finding) {
+        tracing::warn!(object = %subject, reason = finding.reason.as_str(), "{}", finding.message);
+        self.metrics.problem(finding.reason);
+        self.status.send_modify(|status| {
+            *status.problems.entry(finding.reason.as_str().to_owned()).or_default() += 1;
+        });
+        // Whoever reads Events has the log too: what does not fit is left out.
+        let _ = self.events.try_send((subject.clone(), finding));
+    }
+
+    /// A watch has failed. It is told when what it says is new.
+    pub(crate) fn watch_failed(&self, kind: &'static str, error: &watcher::Error, advice: &str) {
+        self.metrics.watch_error(kind);
+        let message = format!("{}: {advice}", chain(error));
+        self.status.send_modify(|status| {
+            let watch = status.watches.entry(kind.to_owned()).or_default();
+            if watch.error.as_ref() != Some(&message) {
+                tracing::warn!(kind, "cannot watch the Kubernetes API: {message}");
+                watch.error = Some(message);
+            }
+        });
+    }
+
+    /// A watch delivers.
+    pub(crate) fn watch_works(&self, kind: &'static str, list_is_complete: bool) {
+        self.status.send_if_modified(|status| {
+            let watch = status.watches.entry(kind.to_owned()).or_default();
+            let news = WatchStatus { synced: watch.synced || list_is_complete, error: None };
+            // The start of a list is no sign of life yet, but the next event is.
+            let changed = list_is_complete && *watch != news;
+            if changed {
+                if watch.error.is_some() {
+                    tracing::info!(kind, "the Kubernetes API is being watched again");
+                }
+                *watch = news;
+            }
+            changed
+        });
+    }
+
+    pub(crate) fn counts(&self, counts: Counts) {
+        self.metrics.counts(counts);
+        self.status.send_if_modified(|status| {
+            let changed = status.exported != counts.into();
+            status.exported = counts.into();
+            changed
+        });
+    }
+
+    pub(crate) fn section_complete(&self, section: &str, ready: bool) {
+        self.status.send_modify(|status| {
+            status.sections.insert(section.to_owned(), true);
+            status.ready = ready;
+        });
+    }
+
+    fn told(&self) -> MutexGuard<'_, HashMap<Subject, Vec<Finding>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends findings as Kubernetes Events, seen by `kubectl describe` on the object. Slowly, and failures do not matter.
+pub(crate) async fn send_events(
+    client: Client,
+    mut findings: mpsc::Receiver<(Subject, Finding)>,
+    shutdown: CancellationToken,
+) {
+    let recorder = Recorder::new(client, "isthmus-clustermesh-apiserver".into());
+    while let Some(Some((subject, finding))) = shutdown.run_until_cancelled(findings.recv()).await {
+        let event = Event {
+            type_: EventType::Warning,
+            reason: finding.reason.as_str().to_owned(),
+            note: Some(bounded(finding.message)),
+            action: "Export".to_owned(),
+            secondary: None,
+        };
+        let sent = shutdown.run_until_cancelled(recorder.publish(&event, &reference(subject))).await;
+        match sent {
+            None => return,
+            Some(Err(error)) => tracing::debug!("cannot record a Kubernetes Event: {}", chain(&error)),
+            Some(Ok(())) => {}
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(EVENT_INTERVAL)).await.is_none() {
+            return;
+        }
+    }
+}
+
+fn reference(subject: Subject) -> k8s_openapi::api::core::v1::ObjectReference {
+    k8s_openapi::api::core::v1::ObjectReference {
+        api_version: Some(subject.api_version.to_owned()),
+        kind: Some(subject.kind.to_owned()),
+        name: Some(subject.name.name.to_string()),
+        namespace: Some(subject.name.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
+        uid: Some(subject.uid).filter(|uid| !uid.is_empty()),
+        ..Default::default()
+    }
+}
+
+fn bounded(mut text: String) -> String {
+    let end = text.floor_char_boundary(LONGEST_NOTE);
+    text.truncate(end);
+    text
+}
+
+/// An error and its causes, each once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exporter::facts::Name;
+    use crate::exporter::problem::Reason;
+
+    fn subject() -> Subject {
+        Subject { api_version: "v1", kind: "Service", name: Name::new("app", "echo"), uid: String::new() }
+    }
+
+    #[test]
+    fn a_finding_is_told_once_and_again_after_it_had_gone() {
+        let metrics = ExporterMetrics::new(&mut prometheus_client::registry::Registry::default());
+        let (status, reader) = watch::channel(ExporterStatus::default());
+        let (reporter, mut events) = Reporter::new(metrics, status);
+        let finding = Finding::new(Reason::InvalidAnnotation, "no".to_owned());
+        let counted = || reader.borrow().problems.get("InvalidAnnotation").copied().unwrap_or_default();
+        reporter.findings(subject(), vec![finding.clone()]);
+        reporter.findings(subject(), vec![finding.clone()]);
+        assert_eq!(counted(), 1);
+        reporter.findings(subject(), Vec::new());
+        reporter.findings(subject(), vec![finding]);
+        assert_eq!(counted(), 2);
+        assert_eq!(events.try_recv().expect("an Event").0, subject());
+    }
+}
