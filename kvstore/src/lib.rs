@@ -5,6 +5,7 @@ mod backoff;
 mod client;
 pub mod config;
 pub mod etcd;
+pub mod gateway;
 pub mod memory;
 pub mod reader;
 mod section;

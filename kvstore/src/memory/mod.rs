@@ -27,4 +27,4 @@ pub use event::{Event, KeyValue, Mirrored, Mutation, Revision, StoreId};
 pub use key_range::KeyRange;
 pub use range::{RangeRequest, RangeResponse, RevisionBounds, SortOrder, SortTarget};
 pub use store::{Limits, MemoryStore, Stats, StoreError};
-pub use watch::{Canceled, WatchBatch, WatchRequest, Watcher};
+pub use watch::{Canceled, Position, WatchBatch, WatchRequest, Watcher};

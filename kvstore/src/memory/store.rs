@@ -30,13 +30,13 @@ pub struct Limits {
     /// what concerns it, which is slower but loses nothing. Default 16,384, of 16 bytes each.
     pub feed_commits: usize,
     /// Bytes of events after which a watcher's batch ends. A commit is never split, so one larger than this makes a
-    /// batch of its own. Default 1 MiB.
+    /// batch of its own. Default 256 KiB.
     pub batch_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_bytes: 64 << 20, feed_commits: 16 << 10, batch_bytes: 1 << 20 }
+        Self { history_bytes: 64 << 20, feed_commits: 16 << 10, batch_bytes: 256 << 10 }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Following changes from a revision on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::dispatch::{Feed, Pending};
 use super::event::{Commit, Event, Revision};
@@ -57,8 +58,8 @@ pub struct Canceled {
 pub struct Watcher {
     shared: Arc<Shared>,
     feed: Arc<Feed>,
-    /// Everything up to here was reported.
-    cursor: Revision,
+    /// Everything up to here was reported. Written by the watcher alone.
+    cursor: Arc<AtomicI64>,
     no_put: bool,
     no_delete: bool,
 }
@@ -77,7 +78,8 @@ impl MemoryStore {
             (table.revision(), table.log_floor())
         };
         let cursor = start_revision.map_or(revision, Revision::previous);
-        let watcher = Watcher { shared: self.shared.clone(), feed, cursor, no_put, no_delete };
+        let position = Arc::new(AtomicI64::new(cursor.0));
+        let watcher = Watcher { shared: self.shared.clone(), feed, cursor: position, no_put, no_delete };
         if cursor < log_floor {
             return Err(StoreError::Compacted { compact_revision: log_floor.next() });
         }
@@ -122,7 +124,13 @@ impl Watcher {
     /// looks for more and finds none.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.cursor
+        Revision(self.cursor.load(Ordering::Relaxed))
+    }
+
+    /// Where the watcher is, for those who want to know while another task waits in [`Watcher::next`].
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { shared: self.shared.clone(), feed: self.feed.clone(), cursor: self.cursor.clone() }
     }
 
     /// The range it follows.
@@ -133,10 +141,10 @@ impl Watcher {
 
     fn poll_pending(&mut self) -> Result<Progress, Canceled> {
         let hub = &self.shared.hub;
-        match hub.pending(&self.feed, self.cursor, self.shared.limits.batch_bytes) {
+        match hub.pending(&self.feed, self.revision(), self.shared.limits.batch_bytes) {
             Pending::Commits(commits) => Ok(self.report(&commits)),
             Pending::UpTo(revision) => {
-                self.cursor = self.cursor.max(revision);
+                self.advance(revision);
                 Ok(Progress::Idle)
             }
             Pending::Lost => self.catch_up(),
@@ -147,12 +155,12 @@ impl Watcher {
     fn catch_up(&mut self) -> Result<Progress, Canceled> {
         let (commits, reached) = {
             let table = self.shared.read();
-            if self.cursor < table.log_floor() {
+            if self.revision() < table.log_floor() {
                 return Err(Canceled { compact_revision: table.log_floor().next() });
             }
             let mut commits = Vec::new();
             let (mut bytes, mut seen, mut reached) = (0, 0, None);
-            for commit in table.commits_after(self.cursor) {
+            for commit in table.commits_after(self.revision()) {
                 if seen == COMMITS_PER_HOLD || bytes >= self.shared.limits.batch_bytes {
                     break;
                 }
@@ -166,8 +174,12 @@ impl Watcher {
             (commits, reached.unwrap_or_else(|| table.revision()))
         };
         let progress = self.report(&commits);
-        self.cursor = self.cursor.max(reached);
+        self.advance(reached);
         Ok(progress)
+    }
+
+    fn advance(&mut self, revision: Revision) {
+        self.cursor.fetch_max(revision.0, Ordering::Relaxed);
     }
 
     fn report(&mut self, commits: &[Arc<Commit>]) -> Progress {
@@ -178,12 +190,32 @@ impl Watcher {
                     && !(if event.is_delete() { self.no_delete } else { self.no_put })
             };
             events.extend(commit.events.iter().filter(wanted).cloned());
-            self.cursor = self.cursor.max(commit.revision);
+            self.advance(commit.revision);
         }
         if events.is_empty() {
             return Progress::Searched;
         }
-        Progress::Events(WatchBatch { revision: self.cursor, events })
+        Progress::Events(WatchBatch { revision: self.revision(), events })
+    }
+}
+
+/// Where a watcher is. Holding it keeps neither the watcher nor its subscription.
+#[derive(Clone, Debug)]
+pub struct Position {
+    shared: Arc<Shared>,
+    feed: Arc<Feed>,
+    cursor: Arc<AtomicI64>,
+}
+
+impl Position {
+    /// Up to this revision there is nothing of the watcher's range that it has not reported.
+    #[must_use]
+    pub fn synced_to(&self) -> Revision {
+        let reported = Revision(self.cursor.load(Ordering::Relaxed));
+        match self.shared.hub.pending(&self.feed, reported, 1) {
+            Pending::UpTo(revision) => reported.max(revision),
+            Pending::Commits(_) | Pending::Lost => reported,
+        }
     }
 }
 

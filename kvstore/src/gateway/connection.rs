@@ -1,0 +1,220 @@
+//! One client's connection: the handshake, who the client is, and how its requests reach the services.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+use tower::ServiceExt;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::grants::{ClientGrants, Grants};
+use super::limits::{GatewayLimits, Quota, Reserved};
+use super::refusal::refusal;
+use super::reply;
+use super::tls::TlsReloader;
+use crate::memory::KeyRange;
+
+/// Calls of one connection that are read and answered at a time; further ones wait unread. Watches are not counted.
+const UNARY_CALLS: usize = 64;
+/// Headers of a request; Go's and tonic's clients send well under 1 KiB.
+const HEADER_BYTES: u32 = 16 << 10;
+/// Bytes of requests that a client may send ahead, per connection and per request.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes of responses that wait for a client's window, per request.
+const SEND_BUFFER: usize = 64 << 10;
+/// How long requests may take to end once the gateway shuts down.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
+
+/// What all connections share.
+pub(super) struct Connections {
+    pub(super) tls: TlsReloader,
+    pub(super) grants: Grants,
+    pub(super) routes: Routes,
+    pub(super) limits: GatewayLimits,
+    pub(super) watches: Arc<Quota>,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// Who makes a request, and what the connection it came on may take. Part of every request's extensions.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    grants: Arc<ClientGrants>,
+    pub(super) watches: Arc<Quota>,
+    /// Ends the connection.
+    hang_up: CancellationToken,
+    request_timeout: Duration,
+}
+
+impl Client {
+    pub(super) fn of<T>(request: &Request<T>) -> Result<Self, Status> {
+        // Set for every request below; without it nothing is permitted.
+        request.extensions().get::<Self>().cloned().ok_or_else(reply::permission_denied)
+    }
+
+    pub(super) fn permit(&self, range: &KeyRange) -> Result<(), Status> {
+        if self.grants.permit(range) { Ok(()) } else { Err(reply::permission_denied()) }
+    }
+
+    /// Hangs up on a client that does not take a large answer in time.
+    fn deliver_in_time(&self) -> tokio_util::sync::DropGuard {
+        let (client, delivered) = (self.clone(), CancellationToken::new());
+        let guard = delivered.clone().drop_guard();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = delivered.cancelled() => {}
+                () = client.hang_up.cancelled() => {}
+                () = tokio::time::sleep(client.request_timeout) => client.hang_up.cancel(),
+            }
+        });
+        guard
+    }
+}
+
+impl Connections {
+    pub(super) async fn serve(&self, stream: TcpStream) {
+        let peer = stream.peer_addr().ok();
+        let acceptor = TlsAcceptor::from(self.tls.config());
+        let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream));
+        let stream = tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            result = handshake => match result {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::debug!(?peer, %error, "TLS handshake failed"),
+                Err(_) => return tracing::debug!(?peer, "TLS handshake not finished in time"),
+            },
+        };
+        let name = common_name(&stream);
+        let client = Client {
+            grants: Arc::new(self.grants.of(name.as_deref())),
+            watches: self.watches.child(self.limits.watch_bytes_per_connection),
+            hang_up: CancellationToken::new(),
+            request_timeout: self.limits.request_timeout,
+        };
+        tracing::debug!(?peer, client = ?name, "connected");
+        self.serve_requests(stream, client).await;
+        tracing::debug!(?peer, client = ?name, "disconnected");
+    }
+
+    async fn serve_requests(&self, stream: TlsStream<TcpStream>, client: Client) {
+        let limits = &self.limits;
+        let slots = Arc::new(Semaphore::new(UNARY_CALLS));
+        let routes = self.routes.clone();
+        let _hang_up_on_drop = client.hang_up.clone().drop_guard();
+        let hang_up = client.hang_up.clone();
+        let service =
+            service_fn(move |request| answer(request, routes.clone(), client.clone(), slots.clone()));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(limits.keepalive_interval)
+            .keep_alive_timeout(limits.keepalive_timeout)
+            .max_concurrent_streams(limits.streams_per_connection)
+            .max_header_list_size(HEADER_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = hang_up.cancelled() => return,
+            () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        // Whether it ended in time or not, it ends now.
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, connection).await;
+    }
+}
+
+async fn answer(
+    request: hyper::Request<Incoming>,
+    routes: Routes,
+    client: Client,
+    slots: Arc<Semaphore>,
+) -> Result<hyper::Response<Delivered>, Infallible> {
+    if let Some(status) = refusal(request.uri().path()) {
+        return Ok(status.into_http().map(Delivered::uncounted));
+    }
+    let streaming = request.uri().path() == "/etcdserverpb.Watch/Watch";
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(client.clone());
+    let call = routes.oneshot(request);
+    let result = if streaming {
+        call.await
+    } else {
+        let in_turn = async {
+            let _slot = slots.acquire().await;
+            call.await
+        };
+        match tokio::time::timeout(client.request_timeout, in_turn).await {
+            Ok(result) => result,
+            Err(_) => return Ok(reply::timed_out().into_http().map(Delivered::uncounted)),
+        }
+    };
+    let mut response = match result {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    let room = response.extensions_mut().remove::<Reserved>().filter(Reserved::is_counted);
+    let delivery = room.map(|room| Delivery { _room: room, _in_time: client.deliver_in_time() });
+    Ok(response.map(|body| Delivered { body, _delivery: delivery }))
+}
+
+/// The body of a response, which holds the room it takes until it is sent.
+struct Delivered {
+    body: Body,
+    _delivery: Option<Delivery>,
+}
+
+struct Delivery {
+    _room: Reserved,
+    _in_time: tokio_util::sync::DropGuard,
+}
+
+impl Delivered {
+    fn uncounted(body: Body) -> Self {
+        Self { body, _delivery: None }
+    }
+}
+
+impl HttpBody for Delivered {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The common name of the certificate that the client showed, and that its authority signed.
+fn common_name(stream: &TlsStream<TcpStream>) -> Option<String> {
+    let (_, session) = stream.get_ref();
+    let certificate = session.peer_certificates()?.first()?;
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_owned())
+}
