@@ -1,0 +1,171 @@
+//! What is mirrored of one peer: pure bookkeeping between the peer's keys and the own store's.
+//!
+//! Everything a peer says passes through [`Mirror::put`]: parsed, checked against what that peer may say, and given its
+//! name under `cilium/cache/`. The value's bytes go on unchanged, as Cilium's own relay copies them.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use isthmus_wire::validate::{self, RemoteCluster};
+use isthmus_wire::{
+    ClusterEndpointSlice, ClusterService, IpIdentityPair, Key, KeyError, Labels, McsApiServiceSpec, Node, Resource,
+    ValueError,
+};
+
+/// Everything mirrored of one peer, by resource and by the peer's own key.
+#[derive(Debug, Default)]
+pub struct Mirror {
+    sections: HashMap<Resource, Section>,
+    /// Counts the readings from scratch: what was not seen again in the present one is gone.
+    reading: u64,
+}
+
+#[derive(Debug, Default)]
+struct Section {
+    entries: HashMap<Bytes, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    cached: Bytes,
+    value: Bytes,
+    reading: u64,
+}
+
+/// A key and value to be written into the own store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cached {
+    /// Key under `cilium/cache/`.
+    pub key: Bytes,
+    /// The peer's bytes.
+    pub value: Bytes,
+}
+
+/// Why an entry of a peer is not mirrored.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum Rejection {
+    /// Not a key of the format.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A key of the format that does not belong where it was found.
+    #[error("the key `{0}` does not belong into this section")]
+    Misplaced(Key),
+    /// Not a value of the format.
+    #[error("{key}: {source}")]
+    Value {
+        /// The key.
+        key: Key,
+        /// What is wrong with the value.
+        source: ValueError,
+    },
+    /// Well-formed, and not for this peer to say.
+    #[error("{key}: {source}")]
+    NotTheirs {
+        /// The key.
+        key: Key,
+        /// What is wrong with it.
+        source: validate::Rejection,
+    },
+}
+
+impl Rejection {
+    /// One fixed word per kind, fit for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "malformed_key",
+            Self::Misplaced(_) => "misplaced_key",
+            Self::Value { source, .. } => source.reason(),
+            Self::NotTheirs { source, .. } => source.reason(),
+        }
+    }
+}
+
+impl Mirror {
+    /// Takes note of a key that `peer` has put; answers what to write.
+    ///
+    /// # Errors
+    /// A [`Rejection`]. What was mirrored under that key before stays: a bad entry replaces no good one.
+    pub fn put(
+        &mut self,
+        peer: &RemoteCluster,
+        resource: Resource,
+        key: Bytes,
+        value: Bytes,
+    ) -> Result<Cached, Rejection> {
+        let reading = self.reading;
+        let section = self.sections.entry(resource).or_default();
+        match check(peer, resource, &key, &value) {
+            Ok(cached) => {
+                let cached = cached.to_bytes();
+                section.entries.insert(key, Entry { cached: cached.clone(), value: value.clone(), reading });
+                Ok(Cached { key: cached, value })
+            }
+            Err(rejection) => {
+                if let Some(entry) = section.entries.get_mut(&key) {
+                    entry.reading = reading;
+                }
+                Err(rejection)
+            }
+        }
+    }
+
+    /// Takes note of a key that the peer has deleted; answers what to delete, if it was mirrored.
+    pub fn delete(&mut self, resource: Resource, key: &Bytes) -> Option<Bytes> {
+        Some(self.sections.get_mut(&resource)?.entries.remove(key)?.cached)
+    }
+
+    /// A reading from scratch begins, through a new connection that tells everything again.
+    pub fn reread(&mut self) {
+        self.reading += 1;
+    }
+
+    /// A section has been told completely: answers what to delete, since it was not told again.
+    pub fn sweep(&mut self, resource: Resource) -> Vec<Bytes> {
+        let reading = self.reading;
+        let Some(section) = self.sections.get_mut(&resource) else { return Vec::new() };
+        section.entries.extract_if(|_, entry| entry.reading != reading).map(|(_, entry)| entry.cached).collect()
+    }
+
+    /// Everything that is mirrored of a resource.
+    pub fn entries(&self, resource: Resource) -> impl Iterator<Item = Cached> {
+        let entries = self.sections.get(&resource).into_iter().flat_map(|section| section.entries.values());
+        entries.map(|entry| Cached { key: entry.cached.clone(), value: entry.value.clone() })
+    }
+
+    /// Forgets everything; answers what to delete.
+    pub fn clear(&mut self) -> Vec<Bytes> {
+        let sections = self.sections.drain().flat_map(|(_, section)| section.entries.into_values());
+        sections.map(|entry| entry.cached).collect()
+    }
+
+    /// How many entries of a resource are mirrored.
+    pub fn len(&self, resource: Resource) -> usize {
+        self.sections.get(&resource).map_or(0, |section| section.entries.len())
+    }
+}
+
+/// Parses and validates; the answer is the key to mirror under.
+fn check(peer: &RemoteCluster, resource: Resource, key: &[u8], value: &[u8]) -> Result<Key, Rejection> {
+    let key = Key::parse(key)?;
+    let cached = match key.mirrored(&peer.name) {
+        Some(cached) if key.resource() == Some(resource) => cached,
+        _ => return Err(Rejection::Misplaced(key)),
+    };
+    let malformed = |source| Rejection::Value { key: key.clone(), source };
+    let checked = match resource {
+        Resource::Nodes => validate::node(&key, &Node::decode(value).map_err(malformed)?, peer),
+        Resource::Identities => validate::identity(&key, &Labels::decode(value).map_err(malformed)?, peer),
+        Resource::Ip => validate::ip(&key, &IpIdentityPair::decode(value).map_err(malformed)?, peer),
+        Resource::Services => validate::service(&key, &ClusterService::decode(value).map_err(malformed)?, peer),
+        Resource::EndpointSlices => {
+            validate::endpoint_slice(&key, &ClusterEndpointSlice::decode(value).map_err(malformed)?, peer)
+        }
+        Resource::ServiceExports => {
+            validate::service_export(&key, &McsApiServiceSpec::decode(value).map_err(malformed)?, peer)
+        }
+    };
+    match checked {
+        Ok(()) => Ok(cached),
+        Err(source) => Err(Rejection::NotTheirs { key, source }),
+    }
+}

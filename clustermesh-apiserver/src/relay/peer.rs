@@ -1,0 +1,473 @@
+//! One peer: a task that reads its store, checks what it says, and mirrors it into the own one.
+//!
+//! ```text
+//!   configured ──▶ following ──(file changed)──▶ following, everything marked and told again
+//!                   │     └─(cluster id changed)──▶ everything deleted, then following
+//!                   └─(file removed)──▶ cluster-config deleted ──(grace)──▶ everything deleted ──▶ ended
+//! ```
+//!
+//! A peer that cannot be reached keeps what was mirrored of it, for ever unless [`Timing::cache_ttl`] is set.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll};
+use isthmus_kvstore::Section;
+use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionEvent};
+use isthmus_kvstore::writer::{SectionWriter, Writer};
+use isthmus_wire::validate::RemoteCluster;
+use isthmus_wire::{ClusterConfig, ClusterName, Key, Prefix, Resource};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use super::Timing;
+use super::admission::{Registry, Reservation};
+use super::directory::PeerFile;
+use super::metrics::Metrics;
+use super::mirror::Mirror;
+use crate::status::{Counts, PeerState, PeerStatus};
+
+/// How often a peer whose id another one has is looked at again.
+const READMIT: Duration = Duration::from_secs(5);
+
+/// What a peer's task needs.
+pub(super) struct Peer {
+    pub(super) name: ClusterName,
+    pub(super) registry: Registry,
+    pub(super) writer: Writer,
+    pub(super) timing: Timing,
+    pub(super) metrics: Arc<Metrics>,
+    /// The present configuration; none once it was removed.
+    pub(super) file: watch::Receiver<Option<PeerFile>>,
+    pub(super) view: watch::Sender<PeerView>,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// What a peer's task shows to the outside.
+#[derive(Clone, Debug)]
+pub(super) struct PeerView {
+    pub(super) reader: Option<ReaderStatus>,
+    pub(super) cluster_id: Option<u16>,
+    pub(super) refusal: Option<String>,
+    pub(super) draining: bool,
+    /// Every section was complete at least once since the process started.
+    pub(super) synced: bool,
+    pub(super) counts: Counts,
+    pub(super) rejected: BTreeMap<&'static str, u64>,
+    pub(super) since: Instant,
+}
+
+impl PeerView {
+    pub(super) fn new() -> Self {
+        Self {
+            reader: None,
+            cluster_id: None,
+            refusal: None,
+            draining: false,
+            synced: false,
+            counts: Counts::default(),
+            rejected: BTreeMap::new(),
+            since: Instant::now(),
+        }
+    }
+}
+
+/// Why following a store ended.
+enum Ended {
+    /// Another file, or other capabilities: read again from the start, keeping what is mirrored meanwhile.
+    Changed,
+    /// It is another cluster now: nothing mirrored of the old one is true any more.
+    Exchanged,
+    Removed,
+    Shutdown,
+}
+
+impl Peer {
+    /// Runs until the peer's file was removed and what was mirrored is deleted, or until shutdown.
+    pub(super) async fn run(mut self) {
+        let mut mirror = Mirror::default();
+        loop {
+            let Some(file) = self.file.borrow_and_update().clone() else {
+                self.drain(&mut mirror).await;
+                return;
+            };
+            match self.follow(&file, &mut mirror).await {
+                Ended::Changed | Ended::Removed => {}
+                Ended::Exchanged => self.delete_all(&mut mirror).await,
+                Ended::Shutdown => return,
+            }
+        }
+    }
+
+    /// Reads the store that `file` names until something about it changes.
+    async fn follow(&mut self, file: &PeerFile, mirror: &mut Mirror) -> Ended {
+        mirror.reread();
+        let reader = Reader::spawn(self.name.clone(), ReaderConfig::new(file.client.clone()));
+        let mut following = Following {
+            config: reader.cluster_config(),
+            status: reader.status(),
+            admitted: None,
+            events: SelectAll::new(),
+            reader,
+        };
+        let mut readmit = Instant::now() + READMIT;
+        let mut lost: Option<Instant> = None;
+        let mut revoked = false;
+        // The configuration may be there already.
+        following.config.mark_changed();
+        following.status.mark_changed();
+        loop {
+            let expiry = match (self.timing.cache_ttl, lost) {
+                (Some(ttl), Some(since)) if !revoked => Some(since + ttl),
+                _ => None,
+            };
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Ended::Shutdown,
+                Ok(()) = self.file.changed() => {
+                    match self.file.borrow_and_update().as_ref() {
+                        None => return Ended::Removed,
+                        Some(new) if new.digest != file.digest => return Ended::Changed,
+                        Some(_) => {}
+                    }
+                }
+                Ok(()) = following.config.changed() => {
+                    let value = following.config.borrow_and_update().clone();
+                    if let Some(ended) = self.admit(&mut following, value) {
+                        return ended;
+                    }
+                }
+                () = sleep_until(readmit), if following.admitted.is_none() => {
+                    readmit = Instant::now() + READMIT;
+                    let value = following.config.borrow().clone();
+                    if let Some(ended) = self.admit(&mut following, value) {
+                        return ended;
+                    }
+                }
+                Ok(()) = following.status.changed() => {
+                    let status = following.status.borrow_and_update().clone();
+                    self.metrics.connection(&self.name, &status);
+                    match (status.connected(), lost) {
+                        (true, Some(_)) => {
+                            lost = None;
+                            if std::mem::take(&mut revoked) {
+                                self.restore(mirror);
+                            }
+                        }
+                        (false, None) if status.synced() => lost = Some(Instant::now()),
+                        _ => {}
+                    }
+                    self.view.send_modify(|view| view.reader = Some(status));
+                }
+                Some((resource, event)) = following.events.next(), if !following.events.is_empty() => {
+                    self.event(&mut following, mirror, resource, event).await;
+                }
+                () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
+                    revoked = true;
+                    self.revoke(mirror).await;
+                }
+            }
+        }
+    }
+
+    /// Looks at the peer's cluster configuration. The first one that is admitted begins the mirroring; a later one that
+    /// differs in what matters ends this reading.
+    fn admit(&mut self, following: &mut Following, value: Option<Bytes>) -> Option<Ended> {
+        // Deleted: a peer that shuts down. What is mirrored stays, as with a peer that cannot be reached.
+        let value = value?;
+        let config = match ClusterConfig::decode(&value) {
+            Ok(config) => config,
+            Err(error) => {
+                self.refuse(&super::admission::Refusal::Malformed(error));
+                return None;
+            }
+        };
+        if let Some(admitted) = &following.admitted {
+            if admitted.config.id != config.id {
+                tracing::warn!(peer = %self.name, old = %admitted.config.id, new = %config.id,
+                    "the peer has another cluster id; deleting what was mirrored");
+                return Some(Ended::Exchanged);
+            }
+            return (admitted.config != config).then_some(Ended::Changed);
+        }
+        // Not this reading's first id, perhaps, but another than the one that is mirrored.
+        let mirrored = self.view.borrow().cluster_id;
+        if mirrored.is_some_and(|id| id != config.id.number()) {
+            self.view.send_modify(|view| view.cluster_id = None);
+            return Some(Ended::Exchanged);
+        }
+        let reservation = match self.registry.admit(&self.name, &config) {
+            Ok(reservation) => reservation,
+            Err(refusal) => {
+                self.refuse(&refusal);
+                return None;
+            }
+        };
+        tracing::info!(peer = %self.name, id = %config.id, "peer admitted");
+        self.view.send_modify(|view| {
+            view.cluster_id = Some(config.id.number());
+            view.refusal = None;
+        });
+        self.begin(following, config, reservation);
+        None
+    }
+
+    fn begin(&mut self, following: &mut Following, config: ClusterConfig, reservation: Reservation) {
+        let remote =
+            RemoteCluster { name: self.name.clone(), id: reservation.id(), max: self.registry.own().mesh };
+        let mut sections = BTreeMap::new();
+        for resource in Resource::ALL {
+            let prefix = Prefix::Cache(resource);
+            let canary = Key::canary(&self.name, prefix).to_bytes();
+            let section = self.writer.section(Section::new(prefix.range(&self.name), Some(canary)));
+            let exported = match resource {
+                Resource::Services => config.capabilities.endpoint_slices_export_mode.exports_services(),
+                Resource::EndpointSlices => config.capabilities.endpoint_slices_export_mode.exports_slices(),
+                Resource::ServiceExports => config.capabilities.service_exports_enabled.is_some(),
+                Resource::Nodes | Resource::Identities | Resource::Ip => true,
+            };
+            if exported {
+                let theirs = match config.capabilities.cached {
+                    true => Prefix::Cache(resource),
+                    false => Prefix::State(resource),
+                };
+                let canary = Key::canary(&self.name, theirs).to_bytes();
+                let events = following.reader.follow(Section::new(theirs.range(&self.name), Some(canary)));
+                following.events.push(ReceiverStream::new(events).map(move |event| (resource, event)).boxed());
+            }
+            // The rest have no keys; their canary is written with the others', for who waits for all of them.
+            sections.insert(resource, Progress { section, exported, synced: !exported });
+        }
+        let mut cached = config.clone();
+        cached.capabilities.cached = true;
+        cached.capabilities.synced_canaries = true;
+        let key = Key::ClusterConfig(self.name.clone()).to_bytes();
+        self.writer.put(key, cached.encode());
+        following.admitted = Some(Admitted { config, remote, sections, announced: false, _reservation: reservation });
+    }
+
+    async fn event(
+        &mut self,
+        following: &mut Following,
+        mirror: &mut Mirror,
+        resource: Resource,
+        event: SectionEvent,
+    ) {
+        let Some(admitted) = &mut following.admitted else { return };
+        let Some(progress) = admitted.sections.get_mut(&resource) else { return };
+        match event {
+            SectionEvent::Put { key, value, .. } => match mirror.put(&admitted.remote, resource, key, value) {
+                Ok(cached) => progress.section.put(cached.key, cached.value),
+                Err(rejection) => {
+                    let reason = rejection.reason();
+                    tracing::warn!(peer = %self.name, reason, error = %rejection,
+                        "entry of a peer rejected; the rest goes on");
+                    self.metrics.rejected(&self.name, reason);
+                    self.view.send_modify(|view| *view.rejected.entry(reason).or_default() += 1);
+                }
+            },
+            SectionEvent::Delete { key, .. } => {
+                if let Some(cached) = mirror.delete(resource, &key) {
+                    progress.section.delete(cached);
+                }
+            }
+            SectionEvent::Synced { .. } => {
+                for cached in mirror.sweep(resource) {
+                    progress.section.delete(cached);
+                }
+                if !std::mem::replace(&mut progress.synced, true) {
+                    finish(&self.name, &progress.section).await;
+                }
+                if !admitted.announced && admitted.sections.values().all(|progress| progress.synced) {
+                    admitted.announced = true;
+                    for progress in admitted.sections.values().filter(|progress| !progress.exported) {
+                        finish(&self.name, &progress.section).await;
+                    }
+                    tracing::info!(peer = %self.name, "peer synchronized");
+                    self.view.send_modify(|view| view.synced = true);
+                }
+            }
+        }
+        self.count(mirror);
+    }
+
+    /// Takes services back that a peer, out of reach for too long, may no longer have. Nodes, identities and addresses
+    /// stay: they harm nobody, and open connections need them.
+    async fn revoke(&mut self, mirror: &Mirror) {
+        tracing::warn!(peer = %self.name, "out of reach for longer than --clustermesh-cache-ttl; its services are withdrawn");
+        self.metrics.revoked(&self.name);
+        for resource in [Resource::Services, Resource::ServiceExports, Resource::EndpointSlices] {
+            for cached in mirror.entries(resource) {
+                self.writer.delete(cached.key);
+            }
+        }
+        self.flush().await;
+    }
+
+    /// The peer is back: what was revoked is written again. What changed meanwhile follows from its store.
+    fn restore(&mut self, mirror: &Mirror) {
+        for resource in [Resource::Services, Resource::ServiceExports, Resource::EndpointSlices] {
+            for cached in mirror.entries(resource) {
+                self.writer.put(cached.key, cached.value);
+            }
+        }
+    }
+
+    /// The peer was removed: readers are told at once, and what was mirrored goes after the grace period, when they have
+    /// let go of it. A peer that is configured again meanwhile waits for the end.
+    async fn drain(&mut self, mirror: &mut Mirror) {
+        tracing::info!(peer = %self.name, grace = ?self.timing.drain_grace, "peer removed; draining");
+        self.view.send_modify(|view| view.draining = true);
+        self.writer.delete(Key::ClusterConfig(self.name.clone()).to_bytes());
+        tokio::select! {
+            () = sleep(self.timing.drain_grace) => {}
+            () = self.shutdown.cancelled() => return,
+        }
+        self.delete_all(mirror).await;
+        tracing::info!(peer = %self.name, "peer drained");
+    }
+
+    /// Canaries first, so that nobody takes the emptying for the whole.
+    async fn delete_all(&mut self, mirror: &mut Mirror) {
+        self.writer.delete(Key::ClusterConfig(self.name.clone()).to_bytes());
+        for resource in Resource::ALL {
+            self.writer.delete(Key::canary(&self.name, Prefix::Cache(resource)).to_bytes());
+        }
+        for key in mirror.clear() {
+            self.writer.delete(key);
+        }
+        self.flush().await;
+        self.view.send_modify(|view| {
+            view.cluster_id = None;
+            view.synced = false;
+        });
+        self.count(mirror);
+    }
+
+    async fn flush(&self) {
+        if let Err(error) = self.writer.flush().await {
+            tracing::warn!(peer = %self.name, %error, "the own store does not take the changes yet; they are kept and tried again");
+        }
+    }
+
+    fn refuse(&mut self, refusal: &super::admission::Refusal) {
+        let text = refusal.to_string();
+        if self.view.borrow().refusal.as_ref() != Some(&text) {
+            tracing::error!(peer = %self.name, reason = text, "peer refused");
+            self.metrics.rejected(&self.name, "cluster_config");
+            self.view.send_modify(|view| view.refusal = Some(text));
+        }
+    }
+
+    fn count(&self, mirror: &Mirror) {
+        self.view.send_modify(|view| {
+            view.counts = Counts {
+                nodes: mirror.len(Resource::Nodes),
+                identities: mirror.len(Resource::Identities),
+                endpoints: mirror.len(Resource::Ip),
+                services: mirror.len(Resource::Services),
+                endpoint_slices: mirror.len(Resource::EndpointSlices),
+                service_exports: mirror.len(Resource::ServiceExports),
+            };
+        });
+    }
+}
+
+/// One reading of a peer's store.
+struct Following {
+    reader: Reader,
+    config: watch::Receiver<Option<Bytes>>,
+    status: watch::Receiver<ReaderStatus>,
+    admitted: Option<Admitted>,
+    events: SelectAll<BoxStream<'static, (Resource, SectionEvent)>>,
+}
+
+/// What is known of a peer that may take part.
+struct Admitted {
+    config: ClusterConfig,
+    remote: RemoteCluster,
+    sections: BTreeMap<Resource, Progress>,
+    /// Every section was complete, and the canaries of those without keys are written.
+    announced: bool,
+    _reservation: Reservation,
+}
+
+struct Progress {
+    section: SectionWriter,
+    /// Whether the peer exports it at all.
+    exported: bool,
+    synced: bool,
+}
+
+/// Everything of the section is written: leftovers of an earlier run go, and the canary tells readers.
+async fn finish(peer: &ClusterName, section: &SectionWriter) {
+    if let Err(error) = section.finish_initial().await {
+        tracing::warn!(%peer, %error, "the own store does not take a section's end yet; it is tried again");
+    }
+}
+
+impl PeerView {
+    /// What people and programs are told of the peer.
+    pub(super) fn status(&self, name: &ClusterName) -> PeerStatus {
+        let now = chrono::Utc::now();
+        let reader = self.reader.as_ref();
+        let sections = || reader.into_iter().flat_map(|reader| reader.sections.values());
+        let connected = reader.is_some_and(ReaderStatus::connected);
+        let last_error = reader.and_then(|reader| reader.last_error.clone());
+        let (state, reason) = if self.draining {
+            (PeerState::Draining, Some("its file was removed; what was mirrored goes after the grace period".to_owned()))
+        } else if let Some(refusal) = &self.refusal {
+            (PeerState::Refused, Some(refusal.clone()))
+        } else if !connected {
+            let reason = last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
+            (PeerState::Connecting, Some(reason))
+        } else if self.cluster_id.is_none() {
+            let reason = format!("it has not written cilium/cluster-config/{name}: is its apiserver up, and named {name}?");
+            (PeerState::AwaitingConfiguration, Some(reason))
+        } else if !self.synced || !reader.is_some_and(ReaderStatus::ready) {
+            let waiting = reader
+                .into_iter()
+                .flat_map(|reader| &reader.sections)
+                .find(|(_, section)| section.phase != isthmus_kvstore::reader::SectionPhase::Following);
+            let reason = waiting.map(|(prefix, section)| match &section.last_error {
+                Some(error) => format!("{prefix}: {error}"),
+                None => format!("{prefix}: {:?}", section.phase),
+            });
+            (PeerState::Synchronizing, Some(reason.unwrap_or_else(|| "the first lists are under way".to_owned())))
+        } else {
+            (PeerState::Ready, None)
+        };
+        let confirmed = sections().map(|section| section.confirmed).min().flatten();
+        let store_revision = reader.map_or(0, |reader| reader.store_revision);
+        PeerStatus {
+            name: name.to_string(),
+            cluster_id: self.cluster_id,
+            state,
+            reason,
+            connected,
+            endpoint: reader.and_then(|reader| reader.endpoint.clone()),
+            data_age_seconds: confirmed.map(|at| (now - at).num_milliseconds().max(0) as f64 / 1000.0),
+            revision: sections().map(|section| section.revision).min().unwrap_or(0),
+            revision_lag: sections().map(|section| section.lag(store_revision)).max().unwrap_or(0),
+            counts: self.counts,
+            rejected: self.rejected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+            failures: reader.map_or(0, |reader| reader.failures),
+            last_error,
+            last_failure: reader.and_then(|reader| reader.last_failure),
+        }
+    }
+
+    /// Whether readiness need not wait for this peer: it was complete once, or it cannot be at the moment.
+    pub(super) fn settled(&self, timing: &Timing) -> bool {
+        let connected = self.reader.as_ref().is_some_and(ReaderStatus::connected);
+        self.synced
+            || self.draining
+            || self.refusal.is_some()
+            || (!connected && self.since.elapsed() >= timing.peer_ready_timeout)
+    }
+}

@@ -1,0 +1,159 @@
+//! What the apiserver says about itself: served as JSON on the API socket, read by `isthmus status`.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// The whole apiserver.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiserverStatus {
+    /// Name of the own cluster.
+    pub cluster: String,
+    /// Id of the own cluster.
+    pub cluster_id: u16,
+    /// Version of the program.
+    pub version: String,
+    /// When the process started.
+    pub started: DateTime<Utc>,
+    /// Whether `/readyz` answers 200; if not, what it waits for.
+    pub ready: bool,
+    /// What readiness waits for.
+    pub waiting_for: Option<String>,
+    /// The store that agents and peers read.
+    pub store: StoreStatus,
+    /// What the own cluster shares.
+    pub exporter: ExportStatus,
+    /// The peers, by name.
+    pub peers: Vec<PeerStatus>,
+    /// Files in the peer directory that cannot be used, and why.
+    pub refused_files: BTreeMap<String, String>,
+}
+
+impl ApiserverStatus {
+    /// What is not well, one sentence each; empty when all is.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Some(reason) = &self.waiting_for {
+            problems.push(format!("cluster {}: the apiserver is not ready: {reason}", self.cluster));
+        }
+        for (file, reason) in &self.refused_files {
+            problems.push(format!("cluster {}: peer file {file}: {reason}", self.cluster));
+        }
+        for peer in self.peers.iter().filter(|peer| peer.state != PeerState::Ready) {
+            let reason = peer.reason.as_deref().unwrap_or("no reason known yet");
+            problems.push(format!("cluster {}: peer {} is {}: {reason}", self.cluster, peer.name, peer.state));
+        }
+        problems
+    }
+}
+
+/// The store behind the gateway.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreStatus {
+    /// `memory` or `etcd`.
+    pub engine: String,
+    /// The cluster id in every response header; another one is another store.
+    pub store_id: u64,
+    /// The newest revision.
+    pub revision: i64,
+    /// Keys in the store.
+    pub keys: usize,
+}
+
+/// What the own cluster shares.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportStatus {
+    /// Whether the first lists have all been exported.
+    pub synced: bool,
+    /// What is exported.
+    pub counts: Counts,
+    /// Objects or parts of objects that were left out, by reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// How many of each there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Nodes.
+    pub nodes: usize,
+    /// Security identities.
+    pub identities: usize,
+    /// Pod addresses.
+    pub endpoints: usize,
+    /// Global services.
+    pub services: usize,
+    /// Endpoint slices of global services.
+    pub endpoint_slices: usize,
+    /// Services exported through the Multi-Cluster Services API.
+    pub service_exports: usize,
+}
+
+/// One peer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Its cluster name.
+    pub name: String,
+    /// Its cluster id, once its configuration was admitted.
+    pub cluster_id: Option<u16>,
+    /// Where it stands.
+    pub state: PeerState,
+    /// Why it stands there, in words that say what to do; none when it is ready.
+    pub reason: Option<String>,
+    /// Whether its gateway answers.
+    pub connected: bool,
+    /// The endpoint in use.
+    pub endpoint: Option<String>,
+    /// Seconds since everything mirrored was last known to be complete; none before that.
+    pub data_age_seconds: Option<f64>,
+    /// The lowest revision that every section is known to be complete up to.
+    pub revision: i64,
+    /// How many revisions of the peer's store are not mirrored yet, at most.
+    pub revision_lag: i64,
+    /// What is mirrored.
+    pub counts: Counts,
+    /// Entries of the peer that were refused, by reason.
+    pub rejected: BTreeMap<String, u64>,
+    /// How often the connection failed.
+    pub failures: u64,
+    /// The last failure, also after recovery.
+    pub last_error: Option<String>,
+    /// When that was.
+    pub last_failure: Option<DateTime<Utc>>,
+}
+
+/// Where a peer stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerState {
+    /// No connection yet, or none at the moment. What was mirrored stays.
+    Connecting,
+    /// Connected; its cluster configuration is not there yet.
+    AwaitingConfiguration,
+    /// Its cluster configuration does not fit this mesh.
+    Refused,
+    /// The first lists are under way.
+    Synchronizing,
+    /// Mirrored and followed.
+    Ready,
+    /// Its configuration was removed: what was mirrored goes after the grace period.
+    Draining,
+}
+
+impl std::fmt::Display for PeerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Connecting => "connecting",
+            Self::AwaitingConfiguration => "awaiting-configuration",
+            Self::Refused => "refused",
+            Self::Synchronizing => "synchronizing",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        })
+    }
+}
