@@ -43,7 +43,8 @@ impl ApiserverStatus {
         }
         for peer in self.peers.iter().filter(|peer| peer.state != PeerState::Ready) {
             let reason = peer.reason.as_deref().unwrap_or("no reason known yet");
-            problems.push(format!("cluster {}: peer {} is {}: {reason}", self.cluster, peer.name, peer.state));
+            problems
+                .push(format!("cluster {}: peer {} is {}: {reason}", self.cluster, peer.name, peer.state));
         }
         problems
     }

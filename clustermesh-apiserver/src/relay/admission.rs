@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, InvalidClusterId, MaxConnectedClusters, ValueError};
+use isthmus_wire::validate::{self, Incompatible, RemoteCluster};
+use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, MaxConnectedClusters, ValueError};
 
 /// The own cluster, as far as a peer must fit it.
 #[derive(Clone, Debug)]
@@ -18,16 +19,13 @@ pub struct OwnCluster {
 
 /// Why a peer is not mirrored.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// Its configuration cannot be read.
     #[error("its cluster configuration cannot be used: {0}")]
     Malformed(#[from] ValueError),
-    /// Its id does not fit this mesh.
-    #[error("{0}; give the peer an id in range, or set --max-connected-clusters to 511 in every cluster")]
-    Id(#[from] InvalidClusterId),
-    /// It has the id of this cluster.
-    #[error("it has this cluster's own id, {0}; give one of the two another")]
-    OwnId(u16),
+    /// It does not fit the own cluster.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
     /// Another peer has that id already.
     #[error("its id, {id}, is that of peer {other} already; give one of the two another")]
     IdTaken {
@@ -36,76 +34,55 @@ pub enum Refusal {
         /// The peer that has it.
         other: ClusterName,
     },
-    /// The two meshes split identities differently.
-    #[error("its mesh is set up for {peer} clusters and this one for {own}; set --max-connected-clusters alike in all")]
-    MeshSize {
-        /// What the peer's is.
-        peer: MaxConnectedClusters,
-        /// What the own one is.
-        own: MaxConnectedClusters,
-    },
 }
 
 /// Which cluster ids are taken, and by whom. Shared between the peers' tasks.
 #[derive(Clone, Debug)]
-pub struct Registry {
+pub(super) struct Registry {
     own: OwnCluster,
     taken: Arc<Mutex<BTreeMap<ClusterId, ClusterName>>>,
 }
 
 /// A cluster id that no other peer can have while this exists.
 #[derive(Debug)]
-pub struct Reservation {
-    id: ClusterId,
+pub(super) struct Reservation {
+    remote: RemoteCluster,
     taken: Arc<Mutex<BTreeMap<ClusterId, ClusterName>>>,
 }
 
 impl Registry {
     /// One in which only the own id is taken.
-    pub fn new(own: OwnCluster) -> Self {
+    pub(super) fn new(own: OwnCluster) -> Self {
         Self { own, taken: Arc::default() }
-    }
-
-    /// The own cluster.
-    pub fn own(&self) -> &OwnCluster {
-        &self.own
     }
 
     /// Checks `config` of `peer` against the own cluster, and takes its id.
     ///
     /// # Errors
     /// A [`Refusal`] that says what to change.
-    pub fn admit(&self, peer: &ClusterName, config: &ClusterConfig) -> Result<Reservation, Refusal> {
-        self.own.mesh.admit(config.id)?;
-        // A mesh of 255 takes peers of a larger one whose ids fit, as Cilium does; the reverse would misread identities.
-        let size = config.capabilities.mesh_size();
-        if self.own.mesh == MaxConnectedClusters::C511 && size != self.own.mesh {
-            return Err(Refusal::MeshSize { peer: size, own: self.own.mesh });
-        }
-        if config.id == self.own.id {
-            return Err(Refusal::OwnId(config.id.number()));
-        }
+    pub(super) fn admit(&self, peer: &ClusterName, config: &ClusterConfig) -> Result<Reservation, Refusal> {
+        let remote = validate::cluster_config(peer, config, self.own.id, self.own.mesh)?;
         let mut taken = lock(&self.taken);
-        match taken.get(&config.id) {
-            Some(other) => Err(Refusal::IdTaken { id: config.id.number(), other: other.clone() }),
+        match taken.get(&remote.id) {
+            Some(other) => Err(Refusal::IdTaken { id: remote.id.number(), other: other.clone() }),
             None => {
-                taken.insert(config.id, peer.clone());
-                Ok(Reservation { id: config.id, taken: Arc::clone(&self.taken) })
+                taken.insert(remote.id, peer.clone());
+                Ok(Reservation { remote, taken: Arc::clone(&self.taken) })
             }
         }
     }
 }
 
 impl Reservation {
-    /// The id.
-    pub fn id(&self) -> ClusterId {
-        self.id
+    /// The peer that it was made for: what its entries are checked against.
+    pub(super) fn remote(&self) -> &RemoteCluster {
+        &self.remote
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        lock(&self.taken).remove(&self.id);
+        lock(&self.taken).remove(&self.remote.id);
     }
 }
 
@@ -119,11 +96,17 @@ mod tests {
     use super::*;
 
     fn registry(mesh: MaxConnectedClusters) -> Registry {
-        Registry::new(OwnCluster { name: "alpha".parse().unwrap(), id: ClusterId::try_from(1).unwrap(), mesh })
+        Registry::new(OwnCluster {
+            name: "alpha".parse().unwrap(),
+            id: ClusterId::try_from(1).unwrap(),
+            mesh,
+        })
     }
 
     fn config(id: u32, mesh: u32) -> ClusterConfig {
-        let text = format!(r#"{{"id":{id},"capabilities":{{"syncedCanaries":true,"maxConnectedClusters":{mesh}}}}}"#);
+        let text = format!(
+            r#"{{"id":{id},"capabilities":{{"syncedCanaries":true,"maxConnectedClusters":{mesh}}}}}"#
+        );
         ClusterConfig::decode(text.as_bytes()).unwrap()
     }
 
@@ -141,12 +124,22 @@ mod tests {
     #[test]
     fn what_does_not_fit_the_mesh_is_refused_as_cilium_does() {
         let beta = "beta".parse().unwrap();
+        let own = ClusterId::try_from(1).unwrap();
         let small = registry(MaxConnectedClusters::C255);
-        assert_eq!(small.admit(&beta, &config(1, 255)).unwrap_err(), Refusal::OwnId(1));
-        assert!(matches!(small.admit(&beta, &config(300, 511)).unwrap_err(), Refusal::Id(_)));
+        assert_eq!(
+            small.admit(&beta, &config(1, 255)).unwrap_err(),
+            Refusal::Incompatible(Incompatible::OwnId(own))
+        );
+        assert!(matches!(
+            small.admit(&beta, &config(300, 511)).unwrap_err(),
+            Refusal::Incompatible(Incompatible::Id(_))
+        ));
         small.admit(&beta, &config(2, 511)).expect("its id fits");
         let large = registry(MaxConnectedClusters::C511);
-        assert!(matches!(large.admit(&beta, &config(2, 255)).unwrap_err(), Refusal::MeshSize { .. }));
+        assert!(matches!(
+            large.admit(&beta, &config(2, 255)).unwrap_err(),
+            Refusal::Incompatible(Incompatible::MeshSize { .. })
+        ));
         large.admit(&beta, &config(300, 511)).unwrap();
     }
 }

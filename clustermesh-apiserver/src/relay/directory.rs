@@ -32,29 +32,29 @@ const MARK: &[u8] = b"endpoints:";
 
 /// What the directory holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Peers {
+pub(super) struct Peers {
     /// The usable configurations.
-    pub configured: BTreeMap<ClusterName, PeerFile>,
+    pub(super) configured: BTreeMap<ClusterName, PeerFile>,
     /// Files that look like configurations and cannot be used, and why.
-    pub refused: BTreeMap<String, String>,
+    pub(super) refused: BTreeMap<String, String>,
     /// Why the directory itself cannot be read.
-    pub unreadable: Option<String>,
+    pub(super) unreadable: Option<String>,
 }
 
 /// One peer's configuration.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PeerFile {
+pub(super) struct PeerFile {
     /// SHA-256 of the file: another one means another connection.
-    pub digest: [u8; 32],
+    pub(super) digest: [u8; 32],
     /// Where the peer is and who to be towards it.
-    pub client: ClientConfig,
+    pub(super) client: ClientConfig,
 }
 
 /// Follows the directory until `shutdown`. `own` is the name of the own cluster, whose file is ignored.
 ///
 /// The first reading is done when this returns. A file that turns unusable keeps its last usable configuration, so that
 /// a half-written file cuts no peer off; one that is gone, or no longer looks like a configuration, is removed.
-pub fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToken) -> watch::Receiver<Peers> {
+pub(super) fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToken) -> watch::Receiver<Peers> {
     let (send, receive) = watch::channel(Peers::default());
     let mut directory = Directory { path, own, send };
     directory.reread();
@@ -100,10 +100,14 @@ impl Directory {
     fn reread(&mut self) {
         let before = self.send.borrow().clone();
         let now = read(&self.path, &self.own, &before);
-        for (file, reason) in now.refused.iter().filter(|(file, reason)| before.refused.get(*file) != Some(reason)) {
+        for (file, reason) in
+            now.refused.iter().filter(|(file, reason)| before.refused.get(*file) != Some(reason))
+        {
             tracing::error!(file, reason, "peer configuration refused");
         }
-        if let Some(reason) = now.unreadable.as_ref().filter(|reason| before.unreadable.as_ref() != Some(reason)) {
+        if let Some(reason) =
+            now.unreadable.as_ref().filter(|reason| before.unreadable.as_ref() != Some(reason))
+        {
             tracing::error!(reason, "peer directory cannot be read; the peers known so far stay connected");
         }
         self.send.send_if_modified(|peers| {
@@ -118,7 +122,8 @@ fn read(path: &Path, own: &ClusterName, before: &Peers) -> Peers {
     let names = match file_names(path) {
         Ok(names) => names,
         Err(error) => {
-            let reason = format!("{}: {error}; create it, or name another one with --peers-dir", path.display());
+            let reason =
+                format!("{}: {error}; create it, or name another one with --peers-dir", path.display());
             return Peers { unreadable: Some(reason), ..before.clone() };
         }
     };
@@ -199,7 +204,9 @@ impl Notifier {
     fn watch_files(&mut self) {
         for name in file_names(&self.path).unwrap_or_default() {
             let path = self.path.join(name);
-            if let Err(error) = self.watches.add(&path, WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB) {
+            if let Err(error) =
+                self.watches.add(&path, WatchMask::MODIFY | WatchMask::CLOSE_WRITE | WatchMask::ATTRIB)
+            {
                 tracing::debug!(path = %path.display(), %error, "peer file cannot be watched");
             }
         }

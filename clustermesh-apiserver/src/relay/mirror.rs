@@ -7,14 +7,11 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use isthmus_wire::validate::{self, RemoteCluster};
-use isthmus_wire::{
-    ClusterEndpointSlice, ClusterService, IpIdentityPair, Key, KeyError, Labels, McsApiServiceSpec, Node, Resource,
-    ValueError,
-};
+use isthmus_wire::{Key, KeyError, Resource};
 
 /// Everything mirrored of one peer, by resource and by the peer's own key.
 #[derive(Debug, Default)]
-pub struct Mirror {
+pub(super) struct Mirror {
     sections: HashMap<Resource, Section>,
     /// Counts the readings from scratch: what was not seen again in the present one is gone.
     reading: u64,
@@ -34,48 +31,39 @@ struct Entry {
 
 /// A key and value to be written into the own store.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Cached {
+pub(super) struct Cached {
     /// Key under `cilium/cache/`.
-    pub key: Bytes,
+    pub(super) key: Bytes,
     /// The peer's bytes.
-    pub value: Bytes,
+    pub(super) value: Bytes,
 }
 
 /// Why an entry of a peer is not mirrored.
-#[derive(Clone, PartialEq, Debug, thiserror::Error)]
-pub enum Rejection {
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub(super) enum Rejection {
     /// Not a key of the format.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// A key of the format that does not belong where it was found.
     #[error("the key `{0}` does not belong into this section")]
-    Misplaced(Key),
-    /// Not a value of the format.
+    Misplaced(Box<Key>),
+    /// Not a value of the format, or not for this peer to say.
     #[error("{key}: {source}")]
     Value {
         /// The key.
-        key: Key,
+        key: Box<Key>,
         /// What is wrong with the value.
-        source: ValueError,
-    },
-    /// Well-formed, and not for this peer to say.
-    #[error("{key}: {source}")]
-    NotTheirs {
-        /// The key.
-        key: Key,
-        /// What is wrong with it.
-        source: validate::Rejection,
+        source: Box<validate::Rejection>,
     },
 }
 
 impl Rejection {
     /// One fixed word per kind, fit for a metric's label.
-    pub fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Key(_) => "malformed_key",
             Self::Misplaced(_) => "misplaced_key",
             Self::Value { source, .. } => source.reason(),
-            Self::NotTheirs { source, .. } => source.reason(),
         }
     }
 }
@@ -85,7 +73,7 @@ impl Mirror {
     ///
     /// # Errors
     /// A [`Rejection`]. What was mirrored under that key before stays: a bad entry replaces no good one.
-    pub fn put(
+    pub(super) fn put(
         &mut self,
         peer: &RemoteCluster,
         resource: Resource,
@@ -110,36 +98,40 @@ impl Mirror {
     }
 
     /// Takes note of a key that the peer has deleted; answers what to delete, if it was mirrored.
-    pub fn delete(&mut self, resource: Resource, key: &Bytes) -> Option<Bytes> {
+    pub(super) fn delete(&mut self, resource: Resource, key: &Bytes) -> Option<Bytes> {
         Some(self.sections.get_mut(&resource)?.entries.remove(key)?.cached)
     }
 
     /// A reading from scratch begins, through a new connection that tells everything again.
-    pub fn reread(&mut self) {
+    pub(super) fn reread(&mut self) {
         self.reading += 1;
     }
 
     /// A section has been told completely: answers what to delete, since it was not told again.
-    pub fn sweep(&mut self, resource: Resource) -> Vec<Bytes> {
+    pub(super) fn sweep(&mut self, resource: Resource) -> Vec<Bytes> {
         let reading = self.reading;
         let Some(section) = self.sections.get_mut(&resource) else { return Vec::new() };
-        section.entries.extract_if(|_, entry| entry.reading != reading).map(|(_, entry)| entry.cached).collect()
+        section
+            .entries
+            .extract_if(|_, entry| entry.reading != reading)
+            .map(|(_, entry)| entry.cached)
+            .collect()
     }
 
     /// Everything that is mirrored of a resource.
-    pub fn entries(&self, resource: Resource) -> impl Iterator<Item = Cached> {
+    pub(super) fn entries(&self, resource: Resource) -> impl Iterator<Item = Cached> {
         let entries = self.sections.get(&resource).into_iter().flat_map(|section| section.entries.values());
         entries.map(|entry| Cached { key: entry.cached.clone(), value: entry.value.clone() })
     }
 
     /// Forgets everything; answers what to delete.
-    pub fn clear(&mut self) -> Vec<Bytes> {
+    pub(super) fn clear(&mut self) -> Vec<Bytes> {
         let sections = self.sections.drain().flat_map(|(_, section)| section.entries.into_values());
         sections.map(|entry| entry.cached).collect()
     }
 
     /// How many entries of a resource are mirrored.
-    pub fn len(&self, resource: Resource) -> usize {
+    pub(super) fn len(&self, resource: Resource) -> usize {
         self.sections.get(&resource).map_or(0, |section| section.entries.len())
     }
 }
@@ -149,23 +141,10 @@ fn check(peer: &RemoteCluster, resource: Resource, key: &[u8], value: &[u8]) -> 
     let key = Key::parse(key)?;
     let cached = match key.mirrored(&peer.name) {
         Some(cached) if key.resource() == Some(resource) => cached,
-        _ => return Err(Rejection::Misplaced(key)),
+        _ => return Err(Rejection::Misplaced(Box::new(key))),
     };
-    let malformed = |source| Rejection::Value { key: key.clone(), source };
-    let checked = match resource {
-        Resource::Nodes => validate::node(&key, &Node::decode(value).map_err(malformed)?, peer),
-        Resource::Identities => validate::identity(&key, &Labels::decode(value).map_err(malformed)?, peer),
-        Resource::Ip => validate::ip(&key, &IpIdentityPair::decode(value).map_err(malformed)?, peer),
-        Resource::Services => validate::service(&key, &ClusterService::decode(value).map_err(malformed)?, peer),
-        Resource::EndpointSlices => {
-            validate::endpoint_slice(&key, &ClusterEndpointSlice::decode(value).map_err(malformed)?, peer)
-        }
-        Resource::ServiceExports => {
-            validate::service_export(&key, &McsApiServiceSpec::decode(value).map_err(malformed)?, peer)
-        }
-    };
-    match checked {
+    match validate::entry(&key, value, peer) {
         Ok(()) => Ok(cached),
-        Err(source) => Err(Rejection::NotTheirs { key, source }),
+        Err(source) => Err(Rejection::Value { key: Box::new(key), source: Box::new(source) }),
     }
 }

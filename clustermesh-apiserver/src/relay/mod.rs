@@ -119,8 +119,10 @@ impl Relay {
         }
         let views = self.views.borrow();
         // A peer that was found and has no task yet.
-        let unborn = self.directory.borrow().configured.keys().find(|name| !views.contains_key(*name)).cloned();
-        let waiting = views.iter().find(|(_, view)| !view.borrow().settled(&self.timing)).map(|(name, _)| name.clone());
+        let unborn =
+            self.directory.borrow().configured.keys().find(|name| !views.contains_key(*name)).cloned();
+        let waiting =
+            views.iter().find(|(_, view)| !view.borrow().settled(&self.timing)).map(|(name, _)| name.clone());
         waiting.or(unborn).map(|name| format!("peer {name} is not mirrored completely yet"))
     }
 }
@@ -202,8 +204,12 @@ impl Supervisor {
             // A panic is a defect of ours. The peer is started again, since one peer's data must not stop the mirror.
             Err(error) => {
                 tracing::error!(%error, "a peer's task failed; it is started again");
-                let dead: Vec<_> =
-                    self.files.iter().filter(|(_, file)| file.is_closed()).map(|(name, _)| name.clone()).collect();
+                let dead: Vec<_> = self
+                    .files
+                    .iter()
+                    .filter(|(_, file)| file.is_closed())
+                    .map(|(name, _)| name.clone())
+                    .collect();
                 for name in &dead {
                     self.forget(name);
                 }

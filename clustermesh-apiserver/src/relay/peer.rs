@@ -18,7 +18,6 @@ use futures::stream::{BoxStream, SelectAll};
 use isthmus_kvstore::Section;
 use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionEvent};
 use isthmus_kvstore::writer::{SectionWriter, Writer};
-use isthmus_wire::validate::RemoteCluster;
 use isthmus_wire::{ClusterConfig, ClusterName, Key, Prefix, Resource};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -138,14 +137,14 @@ impl Peer {
                 }
                 Ok(()) = following.config.changed() => {
                     let value = following.config.borrow_and_update().clone();
-                    if let Some(ended) = self.admit(&mut following, value) {
+                    if let Some(ended) = self.admit(&mut following, mirror, value) {
                         return ended;
                     }
                 }
                 () = sleep_until(readmit), if following.admitted.is_none() => {
                     readmit = Instant::now() + READMIT;
                     let value = following.config.borrow().clone();
-                    if let Some(ended) = self.admit(&mut following, value) {
+                    if let Some(ended) = self.admit(&mut following, mirror, value) {
                         return ended;
                     }
                 }
@@ -177,7 +176,7 @@ impl Peer {
 
     /// Looks at the peer's cluster configuration. The first one that is admitted begins the mirroring; a later one that
     /// differs in what matters ends this reading.
-    fn admit(&mut self, following: &mut Following, value: Option<Bytes>) -> Option<Ended> {
+    fn admit(&mut self, following: &mut Following, mirror: &Mirror, value: Option<Bytes>) -> Option<Ended> {
         // Deleted: a peer that shuts down. What is mirrored stays, as with a peer that cannot be reached.
         let value = value?;
         let config = match ClusterConfig::decode(&value) {
@@ -213,18 +212,26 @@ impl Peer {
             view.cluster_id = Some(config.id.number());
             view.refusal = None;
         });
-        self.begin(following, config, reservation);
+        self.begin(following, mirror, config, reservation);
         None
     }
 
-    fn begin(&mut self, following: &mut Following, config: ClusterConfig, reservation: Reservation) {
-        let remote =
-            RemoteCluster { name: self.name.clone(), id: reservation.id(), max: self.registry.own().mesh };
+    fn begin(
+        &mut self,
+        following: &mut Following,
+        mirror: &Mirror,
+        config: ClusterConfig,
+        reservation: Reservation,
+    ) {
         let mut sections = BTreeMap::new();
         for resource in Resource::ALL {
             let prefix = Prefix::Cache(resource);
             let canary = Key::canary(&self.name, prefix).to_bytes();
             let section = self.writer.section(Section::new(prefix.range(&self.name), Some(canary)));
+            // What an earlier connection told stays until this one has told everything.
+            for cached in mirror.entries(resource) {
+                section.put(cached.key, cached.value);
+            }
             let exported = match resource {
                 Resource::Services => config.capabilities.endpoint_slices_export_mode.exports_services(),
                 Resource::EndpointSlices => config.capabilities.endpoint_slices_export_mode.exports_slices(),
@@ -238,7 +245,9 @@ impl Peer {
                 };
                 let canary = Key::canary(&self.name, theirs).to_bytes();
                 let events = following.reader.follow(Section::new(theirs.range(&self.name), Some(canary)));
-                following.events.push(ReceiverStream::new(events).map(move |event| (resource, event)).boxed());
+                following
+                    .events
+                    .push(ReceiverStream::new(events).map(move |event| (resource, event)).boxed());
             }
             // The rest have no keys; their canary is written with the others', for who waits for all of them.
             sections.insert(resource, Progress { section, exported, synced: !exported });
@@ -248,7 +257,7 @@ impl Peer {
         cached.capabilities.synced_canaries = true;
         let key = Key::ClusterConfig(self.name.clone()).to_bytes();
         self.writer.put(key, cached.encode());
-        following.admitted = Some(Admitted { config, remote, sections, announced: false, _reservation: reservation });
+        following.admitted = Some(Admitted { config, reservation, sections, announced: false });
     }
 
     async fn event(
@@ -261,16 +270,18 @@ impl Peer {
         let Some(admitted) = &mut following.admitted else { return };
         let Some(progress) = admitted.sections.get_mut(&resource) else { return };
         match event {
-            SectionEvent::Put { key, value, .. } => match mirror.put(&admitted.remote, resource, key, value) {
-                Ok(cached) => progress.section.put(cached.key, cached.value),
-                Err(rejection) => {
-                    let reason = rejection.reason();
-                    tracing::warn!(peer = %self.name, reason, error = %rejection,
+            SectionEvent::Put { key, value, .. } => {
+                match mirror.put(admitted.reservation.remote(), resource, key, value) {
+                    Ok(cached) => progress.section.put(cached.key, cached.value),
+                    Err(rejection) => {
+                        let reason = rejection.reason();
+                        tracing::warn!(peer = %self.name, reason, error = %rejection,
                         "entry of a peer rejected; the rest goes on");
-                    self.metrics.rejected(&self.name, reason);
-                    self.view.send_modify(|view| *view.rejected.entry(reason).or_default() += 1);
+                        self.metrics.rejected(&self.name, reason);
+                        self.view.send_modify(|view| *view.rejected.entry(reason).or_default() += 1);
+                    }
                 }
-            },
+            }
             SectionEvent::Delete { key, .. } => {
                 if let Some(cached) = mirror.delete(resource, &key) {
                     progress.section.delete(cached);
@@ -281,12 +292,12 @@ impl Peer {
                     progress.section.delete(cached);
                 }
                 if !std::mem::replace(&mut progress.synced, true) {
-                    finish(&self.name, &progress.section).await;
+                    progress.section.finish_initial().await;
                 }
                 if !admitted.announced && admitted.sections.values().all(|progress| progress.synced) {
                     admitted.announced = true;
                     for progress in admitted.sections.values().filter(|progress| !progress.exported) {
-                        finish(&self.name, &progress.section).await;
+                        progress.section.finish_initial().await;
                     }
                     tracing::info!(peer = %self.name, "peer synchronized");
                     self.view.send_modify(|view| view.synced = true);
@@ -349,9 +360,11 @@ impl Peer {
         self.count(mirror);
     }
 
+    /// Waits until the own store has taken everything, or for the shutdown.
     async fn flush(&self) {
-        if let Err(error) = self.writer.flush().await {
-            tracing::warn!(peer = %self.name, %error, "the own store does not take the changes yet; they are kept and tried again");
+        tokio::select! {
+            () = self.writer.flush() => {}
+            () = self.shutdown.cancelled() => {}
         }
     }
 
@@ -390,11 +403,10 @@ struct Following {
 /// What is known of a peer that may take part.
 struct Admitted {
     config: ClusterConfig,
-    remote: RemoteCluster,
+    reservation: Reservation,
     sections: BTreeMap<Resource, Progress>,
     /// Every section was complete, and the canaries of those without keys are written.
     announced: bool,
-    _reservation: Reservation,
 }
 
 struct Progress {
@@ -402,13 +414,6 @@ struct Progress {
     /// Whether the peer exports it at all.
     exported: bool,
     synced: bool,
-}
-
-/// Everything of the section is written: leftovers of an earlier run go, and the canary tells readers.
-async fn finish(peer: &ClusterName, section: &SectionWriter) {
-    if let Err(error) = section.finish_initial().await {
-        tracing::warn!(%peer, %error, "the own store does not take a section's end yet; it is tried again");
-    }
 }
 
 impl PeerView {
@@ -420,14 +425,19 @@ impl PeerView {
         let connected = reader.is_some_and(ReaderStatus::connected);
         let last_error = reader.and_then(|reader| reader.last_error.clone());
         let (state, reason) = if self.draining {
-            (PeerState::Draining, Some("its file was removed; what was mirrored goes after the grace period".to_owned()))
+            (
+                PeerState::Draining,
+                Some("its file was removed; what was mirrored goes after the grace period".to_owned()),
+            )
         } else if let Some(refusal) = &self.refusal {
             (PeerState::Refused, Some(refusal.clone()))
         } else if !connected {
             let reason = last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
             (PeerState::Connecting, Some(reason))
         } else if self.cluster_id.is_none() {
-            let reason = format!("it has not written cilium/cluster-config/{name}: is its apiserver up, and named {name}?");
+            let reason = format!(
+                "it has not written cilium/cluster-config/{name}: is its apiserver up, and named {name}?"
+            );
             (PeerState::AwaitingConfiguration, Some(reason))
         } else if !self.synced || !reader.is_some_and(ReaderStatus::ready) {
             let waiting = reader
@@ -438,7 +448,10 @@ impl PeerView {
                 Some(error) => format!("{prefix}: {error}"),
                 None => format!("{prefix}: {:?}", section.phase),
             });
-            (PeerState::Synchronizing, Some(reason.unwrap_or_else(|| "the first lists are under way".to_owned())))
+            (
+                PeerState::Synchronizing,
+                Some(reason.unwrap_or_else(|| "the first lists are under way".to_owned())),
+            )
         } else {
             (PeerState::Ready, None)
         };
