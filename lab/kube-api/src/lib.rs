@@ -18,6 +18,7 @@ pub mod auth;
 mod config;
 pub mod fields;
 mod kinds;
+mod openapi;
 pub mod patch;
 pub mod rbac;
 pub mod real;

@@ -42,6 +42,10 @@ pub struct Resource {
     pub actions: &'static [&'static str],
     /// What objects look like.
     pub schema: Schema,
+    /// The full name of the type, for instance `io.k8s.api.core.v1.Pod`.
+    pub definition: String,
+    /// The schema as its CRD gave it.
+    pub custom_schema: Option<serde_json::Value>,
     /// `kubectl get`'s columns.
     pub columns: Columns,
     /// Whether names may contain colons and the like, as those of RBAC do.

@@ -6,6 +6,7 @@ use http::header;
 use serde_json::{Value, json};
 
 use super::{Answer, Api, Incoming};
+use crate::openapi;
 use crate::resource::{Registry, Resource, group_version};
 use crate::status::{ApiError, ApiResult};
 
@@ -46,6 +47,10 @@ impl Api {
                 answer["apiVersion"] = json!("v1");
                 Ok(Answer::ok(answer))
             }
+            ["openapi", "v2"] => Ok(openapi::v2(registry, accepts_protobuf(incoming))),
+            ["openapi", "v3"] => Ok(Answer::ok(openapi::v3_index(registry))),
+            ["openapi", "v3", "api", version] => openapi_v3(registry, "", version),
+            ["openapi", "v3", "apis", group, version] => openapi_v3(registry, group, version),
             ["api", version] => resource_list(registry, "", version),
             ["apis", group, version] => resource_list(registry, group, version),
             _ => Err(ApiError::no_such_path()),
@@ -68,6 +73,15 @@ impl Answer {
         let bytes = body.to_string().into();
         Self::new(http::StatusCode::OK, super::Payload::Typed(bytes, content_type))
     }
+}
+
+fn accepts_protobuf(incoming: &Incoming<'_>) -> bool {
+    let accept = incoming.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(|accept| accept.contains("proto-openapi.spec.v2"))
+}
+
+fn openapi_v3(registry: &Registry, group: &str, version: &str) -> ApiResult<Answer> {
+    openapi::v3(registry, group, version).map(Answer::ok).ok_or_else(ApiError::no_such_path)
 }
 
 /// The version of aggregated discovery that the client wants, if it does.

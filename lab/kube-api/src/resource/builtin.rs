@@ -71,14 +71,6 @@ pub(crate) fn definitions() -> Map<String, Value> {
     generator.take_definitions(true)
 }
 
-/// The full name of a resource's type, for instance `io.k8s.api.core.v1.Pod`, if it is built in.
-pub fn definition_name(resource: &Resource) -> Option<String> {
-    rows()
-        .into_iter()
-        .find(|row| row.plural == resource.plural && row.group == resource.group)
-        .map(|r| r.definition)
-}
-
 struct Row {
     group: &'static str,
     version: &'static str,
@@ -178,6 +170,8 @@ impl Row {
             }),
             actions: self.actions,
             schema,
+            definition: self.definition,
+            custom_schema: None,
             columns: table::builtin(self.group, self.plural),
             path_segment_names: self.any_name,
             virtual_: self.answered,

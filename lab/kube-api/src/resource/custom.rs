@@ -52,6 +52,8 @@ pub fn resources(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
             scale,
             actions: &[],
             schema,
+            definition: definition_name(&group, &text(&version["name"]), &text(&spec["names"]["kind"])),
+            custom_schema: version.pointer("/schema/openAPIV3Schema").cloned(),
             columns,
             path_segment_names: false,
             virtual_: false,
@@ -61,6 +63,12 @@ pub fn resources(crd: &Value) -> Result<Vec<Resource>, Vec<Cause>> {
         });
     }
     if causes.is_empty() { Ok(resources) } else { Err(causes) }
+}
+
+/// `io.cilium.v2.CiliumNode` of `cilium.io`, `v2`, `CiliumNode`.
+fn definition_name(group: &str, version: &str, kind: &str) -> String {
+    let reversed: Vec<&str> = group.rsplit('.').collect();
+    format!("{}.{version}.{kind}", reversed.join("."))
 }
 
 fn scale(definition: &Value) -> Result<Option<Scale>, String> {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::{Builder, ListKind, Schema};
 
 /// The definition of every object's metadata.
-pub(super) const OBJECT_META: &str = "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+pub(crate) const OBJECT_META: &str = "#/$defs/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// What the tables know about one field.
 #[derive(Debug, Clone, Default)]
@@ -91,6 +91,7 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("PodSpec", "securityContext", "{}"),
     ("PodSpec", "enableServiceLinks", "true"),
     ("PodStatus", "phase", r#""Pending""#),
+    ("Pod", "status", r#"{"phase":"Pending"}"#),
     ("Container", "terminationMessagePath", r#""/dev/termination-log""#),
     ("Container", "terminationMessagePolicy", r#""File""#),
     ("Container", "resources", "{}"),
@@ -148,6 +149,11 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("RoleRef", "apiGroup", r#""rbac.authorization.k8s.io""#),
     ("CustomResourceDefinitionSpec", "conversion", r#"{"strategy":"None"}"#),
 ];
+
+/// The lists of a type that merge, with the fields that tell their items apart (none: their value does).
+pub(crate) fn merging_lists(name: &str) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+    LISTS.iter().filter(move |(of, _, _)| *of == short(name)).map(|(_, field, keys)| (*field, *keys))
+}
 
 /// The schemas of these kinds, which share one arena. `roots` are definition names.
 pub(crate) fn schemas(roots: &[String]) -> Vec<Schema> {
