@@ -14,7 +14,7 @@ use crate::api::{Answer, Payload};
 use crate::resource::{Registry, Resource, group_version};
 use crate::schema::builtin;
 
-const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// `/openapi/v3`: where the documents are. Their addresses change when they do, so clients may keep them.
 pub(crate) fn v3_index(registry: &Registry) -> Value {
