@@ -148,3 +148,84 @@ fn check(peer: &RemoteCluster, resource: Resource, key: &[u8], value: &[u8]) -> 
         Err(source) => Err(Rejection::Value { key: Box::new(key), source: Box::new(source) }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use isthmus_wire::{ClusterId, MaxConnectedClusters};
+
+    use super::*;
+
+    fn beta() -> RemoteCluster {
+        RemoteCluster {
+            name: "beta".parse().unwrap(),
+            id: ClusterId::try_from(2).unwrap(),
+            max_connected_clusters: MaxConnectedClusters::C255,
+        }
+    }
+
+    fn identity(cluster: &str) -> Bytes {
+        format!("k8s:app=x;k8s:io.cilium.k8s.policy.cluster={cluster};k8s:io.kubernetes.pod.namespace=n;")
+            .into()
+    }
+
+    const KEY: &str = "cilium/state/identities/v1/id/131073";
+
+    fn put(mirror: &mut Mirror, key: &str, value: Bytes) -> Result<Cached, Rejection> {
+        mirror.put(&beta(), Resource::Identities, Bytes::copy_from_slice(key.as_bytes()), value)
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_goes_on_byte_for_byte_under_its_name() {
+        let cached = put(&mut Mirror::default(), KEY, identity("beta")).unwrap();
+        assert_eq!(cached.key, "cilium/cache/identities/v1/beta/id/131073");
+        assert_eq!(cached.value, identity("beta"));
+    }
+
+    #[test]
+    fn what_a_peer_says_of_others_does_not_and_replaces_nothing() {
+        let mut mirror = Mirror::default();
+        put(&mut mirror, KEY, identity("beta")).unwrap();
+        let foreign = [
+            (KEY, identity("alpha"), "cluster_label"),
+            ("cilium/state/identities/v1/id/65537", identity("beta"), "foreign_identity"),
+            ("cilium/state/nodes/v1/beta/n1", identity("beta"), "misplaced_key"),
+            ("cilium/cache/identities/v1/alpha/id/131073", identity("beta"), "misplaced_key"),
+            ("\u{0}", identity("beta"), "malformed_key"),
+        ];
+        for (key, value, reason) in foreign {
+            assert_eq!(put(&mut mirror, key, value).unwrap_err().reason(), reason, "{key}");
+        }
+        let kept: Vec<_> = mirror.entries(Resource::Identities).collect();
+        assert_eq!(
+            kept,
+            [Cached { key: "cilium/cache/identities/v1/beta/id/131073".into(), value: identity("beta") }]
+        );
+    }
+
+    #[test]
+    fn what_is_not_told_again_is_gone_and_what_turned_bad_is_not() {
+        let mut mirror = Mirror::default();
+        put(&mut mirror, KEY, identity("beta")).unwrap();
+        put(&mut mirror, "cilium/state/identities/v1/id/131074", identity("beta")).unwrap();
+        put(&mut mirror, "cilium/state/identities/v1/id/131075", identity("beta")).unwrap();
+        mirror.reread();
+        put(&mut mirror, KEY, identity("beta")).unwrap();
+        put(&mut mirror, "cilium/state/identities/v1/id/131075", "nonsense".into()).unwrap_err();
+        assert_eq!(mirror.sweep(Resource::Identities), ["cilium/cache/identities/v1/beta/id/131074"]);
+        assert_eq!(mirror.len(Resource::Identities), 2);
+        assert!(mirror.sweep(Resource::Identities).is_empty());
+    }
+
+    #[test]
+    fn deleting_answers_only_what_was_mirrored() {
+        let mut mirror = Mirror::default();
+        put(&mut mirror, KEY, identity("beta")).unwrap();
+        let key = Bytes::from(KEY);
+        assert_eq!(
+            mirror.delete(Resource::Identities, &key).unwrap(),
+            "cilium/cache/identities/v1/beta/id/131073"
+        );
+        assert_eq!(mirror.delete(Resource::Identities, &key), None);
+        assert_eq!(mirror.delete(Resource::Nodes, &key), None);
+    }
+}
