@@ -1,7 +1,9 @@
 //! Exports a cluster into the mesh and mirrors its peers.
 #![forbid(unsafe_code)]
 
+pub mod daemon;
 pub mod exporter;
+pub mod flags;
 pub mod pki;
 pub mod relay;
 pub mod status;

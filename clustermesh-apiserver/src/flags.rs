@@ -1,0 +1,280 @@
+//! The command line, parsed into a [`DaemonConfig`]: whatever is wrong with it is told before anything is started.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use isthmus_daemon::{LogFormat, LogLevel, LoopbackAddr};
+use isthmus_kvstore::gateway::TlsFiles;
+use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
+
+use crate::daemon::{DaemonConfig, Engine};
+use crate::exporter::Source;
+use crate::relay::Timing;
+
+const EXAMPLES: &str = "\
+Examples:
+  # In a pod, with the service account's access to the Kubernetes API, and no etcd:
+  clustermesh-apiserver --cluster-name alpha --cluster-id 1 \\
+      --peers-dir /var/lib/cilium/clustermesh \\
+      --tls-cert /tls/tls.crt --tls-key /tls/tls.key --tls-client-ca /tls/ca.crt
+
+  # Several replicas on an etcd of their own, in a cluster that runs Cilium:
+  clustermesh-apiserver --cluster-name alpha --cluster-id 1 --source cilium \\
+      --store etcd --etcd-config /var/lib/isthmus/etcd.yaml \\
+      --peers-dir /var/lib/cilium/clustermesh \\
+      --tls-cert /tls/tls.crt --tls-key /tls/tls.key --tls-client-ca /tls/ca.crt
+
+  # What it is doing:
+  curl --unix-socket /run/isthmus/apiserver.sock http://localhost/v1/status
+";
+
+/// Exports a cluster into the mesh and mirrors its peers.
+///
+/// Reads Services, pods and nodes from the Kubernetes API, serves them to peers and node agents over mTLS as an etcd
+/// that nobody can write to, and mirrors what the peers serve. Speaks Cilium Cluster Mesh: peers and agents may be
+/// Cilium's own.
+#[derive(Debug, Parser)]
+#[command(name = "clustermesh-apiserver", version, after_help = EXAMPLES)]
+pub struct Flags {
+    /// Name of this cluster, unique in the mesh: at most 32 of a-z, 0-9 and `-`.
+    #[arg(long, value_name = "NAME")]
+    cluster_name: ClusterName,
+    /// Id of this cluster, unique in the mesh: 1 to 255, or to 511 with --max-connected-clusters 511.
+    #[arg(long, value_name = "ID")]
+    cluster_id: ClusterId,
+    /// How many clusters the mesh is set up for: 255 or 511. Must be the same in all of its clusters.
+    #[arg(long, value_name = "N", default_value_t)]
+    max_connected_clusters: MaxConnectedClusters,
+
+    /// Access to the Kubernetes API. Without it, that of the pod's service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Where pods, nodes and identities come from: `cilium` in a cluster that runs Cilium.
+    #[arg(long, value_enum, default_value_t)]
+    source: SourceFlag,
+    /// Whether a namespace takes part in the mesh unless annotated clustermesh.cilium.io/global.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    clustermesh_default_global_namespace: bool,
+
+    /// A directory with one etcd client configuration per peer, named like the peer. Changes need no restart. Without
+    /// it nothing is mirrored.
+    #[arg(long, value_name = "DIR")]
+    peers_dir: Option<PathBuf>,
+    /// How long services of an unreachable peer are kept, such as 30m. 0 keeps them for ever.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration)]
+    clustermesh_cache_ttl: Duration,
+    /// How long what was mirrored of a removed peer is kept, so that agents can let go of it.
+    #[arg(long, value_name = "DURATION", default_value = "3m", value_parser = duration)]
+    peer_drain_grace: Duration,
+    /// How long readiness waits for a peer that cannot be reached.
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    per_cluster_ready_timeout: Duration,
+    /// How long readiness waits for all peers together.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    global_ready_timeout: Duration,
+
+    /// Where peers and agents connect, over mTLS.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:2379")]
+    listen: SocketAddr,
+    /// The certificate to show, PEM. Read again when it changes, as are the next two.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: PathBuf,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    tls_key: PathBuf,
+    /// The authorities whose clients may connect, PEM. A client's common name decides what it may read.
+    #[arg(long, value_name = "FILE")]
+    tls_client_ca: PathBuf,
+
+    /// Where the state is kept: in this process, or in an etcd that replicas share.
+    #[arg(long, value_enum, default_value_t)]
+    store: StoreFlag,
+    /// The etcd to keep it in: an etcd client configuration, as for peers.
+    #[arg(long, value_name = "FILE", required_if_eq("store", "etcd"))]
+    etcd_config: Option<PathBuf>,
+
+    /// Where /healthz, /readyz and /v1/status answer. Plain text, so on loopback alone.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9880")]
+    health_address: LoopbackAddr,
+    /// Where /metrics answers. Plain text, so on loopback alone.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9962")]
+    metrics_address: LoopbackAddr,
+    /// A unix socket for `isthmus status`: GET /v1/status.
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// What is logged: error, warn, info, debug or trace, or a list such as `info,clustermesh_apiserver=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: LogLevel,
+}
+
+/// Where pods, nodes and identities come from.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum SourceFlag {
+    /// Pods and Nodes; identities are allocated and kept as CiliumIdentity objects.
+    #[default]
+    Kubernetes,
+    /// Cilium's own CiliumEndpoints, CiliumNodes and CiliumIdentities.
+    Cilium,
+}
+
+/// Where the state is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum StoreFlag {
+    /// In this process: everything is derived from Kubernetes and from peers, so nothing needs a disk.
+    #[default]
+    Memory,
+    /// In etcd.
+    Etcd,
+}
+
+impl Flags {
+    /// What the flags ask for.
+    ///
+    /// # Errors
+    /// One line about flags that do not fit each other.
+    pub fn config(self) -> Result<DaemonConfig, String> {
+        if self.cluster_name.is_default() {
+            return Err(
+                "--cluster-name: \"default\" is refused by every peer; give the cluster a name of its own"
+                    .into(),
+            );
+        }
+        self.max_connected_clusters.admit(self.cluster_id).map_err(|error| {
+            format!("--cluster-id: {error}; choose a lower one or set --max-connected-clusters 511")
+        })?;
+        let engine = match (self.store, self.etcd_config) {
+            (StoreFlag::Etcd, Some(file)) => Engine::Etcd(file),
+            (StoreFlag::Memory, None) => Engine::Memory,
+            (StoreFlag::Memory, Some(_)) => {
+                return Err(
+                    "--etcd-config is given, but --store is memory; add --store etcd or leave it out".into(),
+                );
+            }
+            (StoreFlag::Etcd, None) => return Err("--store etcd needs --etcd-config FILE".into()),
+        };
+        Ok(DaemonConfig {
+            cluster: self.cluster_name,
+            cluster_id: self.cluster_id,
+            max_connected_clusters: self.max_connected_clusters,
+            kubeconfig: self.kubeconfig,
+            source: match self.source {
+                SourceFlag::Kubernetes => Source::Kubernetes,
+                SourceFlag::Cilium => Source::Cilium,
+            },
+            namespaces_are_global: self.clustermesh_default_global_namespace,
+            peers_dir: self.peers_dir,
+            timing: Timing {
+                drain_grace: self.peer_drain_grace,
+                cache_ttl: (!self.clustermesh_cache_ttl.is_zero()).then_some(self.clustermesh_cache_ttl),
+                peer_ready_timeout: self.per_cluster_ready_timeout,
+                ready_timeout: self.global_ready_timeout,
+            },
+            listen: self.listen,
+            tls: TlsFiles { certificate: self.tls_cert, key: self.tls_key, client_ca: self.tls_client_ca },
+            engine,
+            health_address: self.health_address,
+            metrics_address: self.metrics_address,
+            api_socket: self.api_socket,
+        })
+    }
+}
+
+/// A duration as Go writes it: `1h30m`, `90s`, `250ms`, `0`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("{text:?} is not a duration: write it like 90s, 10m or 1h30m");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(invalid)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| invalid())?;
+        let after = &rest[digits..];
+        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let millis: u64 = match &after[..unit] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(invalid()),
+        };
+        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(invalid)?;
+        total = total.checked_add(part).ok_or_else(invalid)?;
+        rest = &after[unit..];
+    }
+    if text.is_empty() { Err(invalid()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: [&str; 9] = [
+        "clustermesh-apiserver",
+        "--tls-cert=c",
+        "--tls-key=k",
+        "--tls-client-ca=a",
+        "--cluster-name=alpha",
+        "--cluster-id=1",
+        "--source=kubernetes",
+        "--store=memory",
+        "--log-format=json",
+    ];
+
+    fn parse(more: &[&str]) -> Result<DaemonConfig, String> {
+        let replaced = |flag: &&&str| !more.iter().any(|new| flag.split('=').next() == new.split('=').next());
+        let arguments = BASE.iter().filter(replaced).chain(more);
+        Flags::try_parse_from(arguments).map_err(|error| error.to_string())?.config()
+    }
+
+    #[test]
+    fn the_defaults_are_cilium_s() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.listen.to_string(), "[::]:2379");
+        assert_eq!(config.health_address.to_string(), "127.0.0.1:9880");
+        assert_eq!(config.metrics_address.to_string(), "127.0.0.1:9962");
+        assert_eq!(config.timing.cache_ttl, None);
+        assert_eq!(config.timing.drain_grace, Duration::from_secs(180));
+        assert_eq!(config.engine, Engine::Memory);
+        assert!(config.namespaces_are_global);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_flag_that_is_wrong() {
+        for (flags, says) in [
+            (&["--cluster-id=0"][..], "--cluster-id"),
+            (&["--cluster-id=300"], "--max-connected-clusters 511"),
+            (&["--cluster-name=Alpha"], "--cluster-name"),
+            (&["--cluster-name=default"], "--cluster-name"),
+            (&["--max-connected-clusters=128"], "--max-connected-clusters"),
+            (&["--health-address=0.0.0.0:9880"], "plain text"),
+            (&["--metrics-address=[::]:9962"], "plain text"),
+            (&["--store=etcd"], "--etcd-config"),
+            (&["--etcd-config=x"], "--store etcd"),
+            (&["--listen=2379"], "--listen"),
+            (&["--peer-drain-grace=3"], "10m"),
+        ] {
+            let error = parse(flags).unwrap_err();
+            assert!(error.contains(says), "{flags:?}: {error}");
+        }
+        parse(&["--cluster-id=300", "--max-connected-clusters=511"]).unwrap();
+        parse(&["--store=etcd", "--etcd-config=x"]).unwrap();
+    }
+
+    #[test]
+    fn durations_are_go_s() {
+        for (text, seconds) in [("0", 0.0), ("0s", 0.0), ("90s", 90.0), ("1h30m", 5400.0), ("250ms", 0.25)] {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
+        }
+        for bad in ["", "3", "s", "1d", "-1s", "1.5h", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
