@@ -51,7 +51,7 @@ pub(super) fn attach_sockets(ebpf: &mut Ebpf, pin_dir: &Path, dir: &Path) -> Res
 
 /// Detaches the socket programs.
 pub(super) fn detach_sockets(pin_dir: &Path) -> Result<(), DatapathError> {
-    SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| unpin(&pin_dir.join(LINKS).join(name)))
+    SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| detach(&pin_dir.join(LINKS).join(name)))
 }
 
 /// Attaches both packet programs to the interface.
@@ -83,7 +83,7 @@ pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathErr
     for (side, _, _, tc_type) in SIDES {
         let pin = pod_pin(pin_dir, ifindex, side);
         if pin.exists() {
-            unpin(&pin)?;
+            detach(&pin)?;
         } else if let Ok(interface) = interface_name(ifindex)
             && let Ok(link) = SchedClassifierLink::attached(&interface, tc_type, PRIORITY, HANDLE, None)
         {
@@ -92,6 +92,12 @@ pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathErr
         }
     }
     Ok(())
+}
+
+/// Detaches all that is pinned.
+pub(super) fn detach_all(pin_dir: &Path) -> Result<(), DatapathError> {
+    let Ok(entries) = fs::read_dir(pin_dir.join(LINKS)) else { return Ok(()) };
+    entries.flatten().try_for_each(|entry| detach(&entry.path()))
 }
 
 /// Interfaces that packet programs of ours are attached to by links. Pins of interfaces that have gone are removed.
@@ -105,7 +111,7 @@ pub(super) fn attached_pods(pin_dir: &Path) -> Result<Vec<u32>, DatapathError> {
         let Some(ifindex) = name.to_str().and_then(pod_of_pin) else { continue };
         match open_link(&entry.path()).and_then(|link| sys::link_info(link.as_fd()).ok()) {
             Some(info) if info.ifindex() == ifindex => pods.push(ifindex),
-            _ => unpin(&entry.path())?,
+            _ => detach(&entry.path())?,
         }
     }
     pods.sort_unstable();
@@ -156,7 +162,12 @@ fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
     sys::pin(link, pin)
 }
 
-fn unpin(pin: &Path) -> Result<(), DatapathError> {
+/// Detaches a pinned link and removes the pin.
+fn detach(pin: &Path) -> Result<(), DatapathError> {
+    if let Some(link) = open_link(pin) {
+        // Fails when what it was attached to is gone, which is as well.
+        let _ = sys::detach_link(link.as_fd());
+    }
     match fs::remove_file(pin) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(DatapathError::File { path: pin.to_owned(), source })

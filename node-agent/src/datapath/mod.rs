@@ -212,6 +212,7 @@ impl Datapath {
     /// # Errors
     /// The directory cannot be removed.
     pub fn remove_pins(pin_dir: &Path) -> Result<(), DatapathError> {
+        links::detach_all(pin_dir)?;
         match fs::remove_dir_all(pin_dir) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 Err(DatapathError::File { path: pin_dir.to_owned(), source })

@@ -28,6 +28,7 @@ const MAP_UPDATE_BATCH: u32 = 26;
 const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
 
 /// Where a link attaches to: the value of `enum bpf_attach_type`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -323,6 +324,12 @@ pub(super) fn create_link(
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdate { link_fd: fd(link), new_program_fd: fd(program), flags: 0, old_program_fd: 0 };
     bpf(LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Detaches a link at once. Closing its last descriptor, or removing its pin, does so only some time later.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = fd(link);
+    bpf(LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Runs a TC program `repeat` times on one packet. The packet is not restored in between.

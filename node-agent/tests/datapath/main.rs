@@ -1,0 +1,14 @@
+//! The datapath, on the kernel: every program with test packets, and the whole with real sockets in namespaces.
+//!
+//! Needs root. Each test has its own network and mount namespace, its own BPF file system and its own cgroup; all vanish
+//! with it, even when it fails.
+
+mod churn;
+mod maps;
+mod model;
+mod packet;
+mod packets;
+mod pods;
+mod sandbox;
+mod sockets;
+mod takeover;
