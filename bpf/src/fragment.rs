@@ -22,6 +22,16 @@ pub fn remember<const V4: bool>(packet: &Packet<V4>, source: &Addr, destination:
     }
 }
 
+/// Forgets an earlier datagram with the same identification, when the first fragment of this one is not translated: or
+/// its later ones would be.
+#[inline(always)]
+pub fn forget<const V4: bool>(packet: &Packet<V4>) {
+    if packet.fragment == Fragment::First {
+        // There hardly ever is one.
+        let _ = FRAGMENTS.remove(&packet.fragment_key());
+    }
+}
+
 /// Sends a later fragment after its first.
 #[inline(always)]
 pub fn follow<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<Verdict, HalfWritten> {

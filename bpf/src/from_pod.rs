@@ -60,7 +60,10 @@ fn translate_ip<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<
     match unsafe { SERVICES.get(&key) } {
         Some(service) => to_service(ctx, packet, ports, &key, service),
         None if packet.destination == *loopback::<V4>() => hairpin_reply(ctx, packet, ports),
-        None => Ok(Verdict::Pass),
+        None => {
+            fragment::forget(packet);
+            Ok(Verdict::Pass)
+        }
     }
 }
 

@@ -57,7 +57,10 @@ fn translate_ip<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<
         client_port_be: ports.destination_be,
         protocol: packet.protocol as u32,
     };
-    let Some(reply) = CT_REPLY.get_ptr_mut(&key) else { return Ok(Verdict::Pass) };
+    let Some(reply) = CT_REPLY.get_ptr_mut(&key) else {
+        fragment::forget(packet);
+        return Ok(Verdict::Pass);
+    };
     // SAFETY: the kernel keeps map values readable while the program runs; racing writes are of single words.
     let reply = unsafe { &mut *reply };
     let now = now();

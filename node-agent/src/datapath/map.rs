@@ -153,3 +153,57 @@ impl<K: aya::Pod, V: aya::Pod> Map<K, V> {
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS | sys::ENOTSUPP))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn map() -> Map<u32, u32> {
+        let fd = std::fs::File::open("/dev/null").expect("a descriptor").into();
+        Map { fd, name: "slots", flag: "--bpf-map-backends", capacity: 7, types: PhantomData }
+    }
+
+    fn errno(number: i32) -> io::Error {
+        io::Error::from_raw_os_error(number)
+    }
+
+    #[test]
+    fn where_the_kernel_knows_no_batches_every_entry_is_changed_alone() {
+        let changed = RefCell::new(Vec::new());
+        let results = map().in_batches(
+            5,
+            |_, _| Err((0, errno(sys::ENOTSUPP))),
+            |index| {
+                changed.borrow_mut().push(index);
+                if index == 3 { Err(errno(libc::E2BIG)) } else { Ok(()) }
+            },
+        );
+        assert_eq!(changed.into_inner(), [0, 1, 2, 3, 4]);
+        let full = OpError::Full { map: "slots", capacity: 7, flag: "--bpf-map-backends" };
+        assert_eq!(results, [Ok(()), Ok(()), Ok(()), Err(full), Ok(())]);
+    }
+
+    #[test]
+    fn a_batch_goes_on_behind_the_entry_that_failed() {
+        let calls = RefCell::new(Vec::new());
+        let results = map().in_batches(
+            6,
+            |from, to| {
+                calls.borrow_mut().push((from, to));
+                // The kernel stops at entry 2, and knows nothing of entry 4.
+                match from {
+                    0 => Err((2, errno(libc::EPERM))),
+                    3 => Err((1, errno(libc::ENOENT))),
+                    _ => Ok(()),
+                }
+            },
+            |_| panic!("batches work"),
+        );
+        assert_eq!(calls.into_inner(), [(0, 6), (3, 6), (5, 6)]);
+        let refused = OpError::Refused { map: "slots", errno: libc::EPERM };
+        // That there was nothing to delete is no failure.
+        assert_eq!(results, [Ok(()), Ok(()), Err(refused), Ok(()), Ok(()), Ok(())]);
+    }
+}

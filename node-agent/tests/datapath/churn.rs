@@ -58,7 +58,7 @@ fn no_connection_meets_a_backend_that_is_gone() {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                let grow = servers.len() == 1 || (servers.len() < MOST && random % 2 == 0);
+                let grow = servers.len() == 1 || (servers.len() < MOST && random.is_multiple_of(2));
                 if grow {
                     let addr = start(&mut servers);
                     apply(&datapath, &model.add(addr));

@@ -255,6 +255,25 @@ fn later_fragments_follow_the_first() {
 }
 
 #[test]
+fn fragments_of_a_datagram_that_is_not_translated_do_not_follow_an_older_one_that_was() {
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath();
+        let mut service = Model::new(1, V4.service, Protocol::Udp);
+        service.grow(&datapath, &[V4.backend]);
+        let mut sent = Frame::udp(V4.client, V4.service);
+        sent.payload = vec![1; 100];
+        let first = |frame: &Frame| frame.around_fragment(&frame.transport()[..64], 0, true);
+        let later = sent.around_fragment(&sent.transport()[64..], 64, false);
+        from_pod(&datapath, &first(&sent));
+        assert_ne!(from_pod(&datapath, &later).packet, later);
+        // The same identification and addresses, to a port that is no service's.
+        let other = with_destination(&sent, "10.96.0.10:81");
+        assert_eq!(from_pod(&datapath, &first(&other)).packet, first(&other));
+        assert_eq!(from_pod(&datapath, &later).packet, later);
+    });
+}
+
+#[test]
 fn a_service_without_backends_refuses_tcp_with_a_reset_and_drops_udp() {
     each_family_and_protocol(|datapath, family, protocol, service| {
         service.grow(datapath, &[]);

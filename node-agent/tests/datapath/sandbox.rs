@@ -83,6 +83,7 @@ pub(crate) fn ip(arguments: &str) {
 }
 
 /// Waits for a condition.
+#[expect(clippy::disallowed_methods, reason = "between two looks at the condition")]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
@@ -201,6 +202,7 @@ impl Drop for TestCgroup {
 }
 
 /// Threads that have just ended are still counted for a moment.
+#[expect(clippy::disallowed_methods, reason = "between two tries")]
 fn remove_cgroup(dir: &Path) -> io::Result<()> {
     let started = Instant::now();
     loop {

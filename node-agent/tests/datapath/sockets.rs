@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use isthmus_bpf_abi::{Counter, Protocol};
 
@@ -323,7 +323,9 @@ fn session_affinity_keeps_a_pod_with_its_backend_until_the_timeout() {
         let service = model.addr().to_string();
         let first = ask_tcp(&service).expect("connect");
         crate::sandbox::eventually("another backend after the timeout", || {
-            thread::sleep(Duration::from_millis(1100));
+            // Every connection begins the timeout anew.
+            let asked = Instant::now();
+            crate::sandbox::eventually("the timeout", || asked.elapsed() > Duration::from_millis(1100));
             ask_tcp(&service).expect("connect") != first
         });
     });

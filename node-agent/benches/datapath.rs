@@ -1,0 +1,254 @@
+//! What the datapath costs: nanoseconds per packet of each program, per `connect()`, and per map update.
+//!
+//! Prints a table and writes `bench/datapath.json` below the target directory, or below the folder named by
+//! `ISTHMUS_BENCH_DIR`. Needs root.
+//!
+//! A program that rewrites its packet would find it rewritten in the next round of a test run. So two services point at
+//! each other: the first one's backend is the second's address and the other way round, and every round is a hit.
+
+#[path = "../tests/datapath/model.rs"]
+#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+mod model;
+#[path = "../tests/datapath/packet.rs"]
+#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+mod packet;
+#[path = "../tests/datapath/sandbox.rs"]
+#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+mod sandbox;
+
+use std::hint::black_box;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use isthmus_bpf_abi::{Backend, Counter, Protocol, SlotKey};
+use isthmus_node_agent::datapath::{Datapath, MapOp, PacketProgram};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
+};
+
+use model::Model;
+use packet::{ACK, Frame};
+use sandbox::sandbox;
+
+const ROUNDS: u32 = 200_000;
+const SAMPLES: usize = 15;
+const SOCKETS: usize = 500;
+const ENTRIES: u32 = 100_000;
+
+fn main() {
+    // `cargo test --benches` calls it with this; there is nothing to test.
+    if std::env::args().any(|argument| argument == "--test") {
+        return;
+    }
+    let report = Mutex::new(Report::default());
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath_with(|config| config.sizes.backends = 2048);
+        packets(&datapath, &mut report.lock().expect("no panic before"));
+    });
+    sandbox(|sandbox| connects(sandbox, &mut report.lock().expect("no panic before")));
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath_with(|config| config.sizes.backends = 2 * ENTRIES);
+        updates(&datapath, &mut report.lock().expect("no panic before"));
+    });
+    let report = report.into_inner().expect("no panic before");
+    report.print();
+    report.write();
+}
+
+fn packets(datapath: &Datapath, report: &mut Report) {
+    let client = "10.0.1.2:40000";
+    let empty = Frame::tcp(client, "10.0.9.9:80", ACK);
+    report.add("TC program, empty", "ns/packet", None, run(datapath, PacketProgram::Empty, &empty));
+    let families = [
+        ("IPv4", client, "10.96.0.10:80", "10.0.2.3:8080", "10.0.9.9:80"),
+        ("IPv6", "[fd00:1::2]:40000", "[fd00:96::10]:80", "[fd00:2::3]:8080", "[fd00:9::9]:80"),
+    ];
+    let mut id = 0;
+    for (family, client, service, backend, stranger) in families {
+        for (kind, protocol) in [("TCP", Protocol::Tcp), ("UDP", Protocol::Udp)] {
+            let frame = |source: &str, destination: &str| match protocol {
+                Protocol::Tcp => Frame::tcp(source, destination, ACK),
+                Protocol::Udp => Frame::udp(source, destination),
+            };
+            for (front, back) in [(service, backend), (backend, service)] {
+                id += 1;
+                Model::new(id, front, protocol).grow(datapath, &[back]);
+            }
+            let name = |what: &str| format!("TC {what}, {family} {kind}");
+            let missed = run(datapath, PacketProgram::FromPod, &frame(client, stranger));
+            report.add(&name("from pod, miss"), "ns/packet", None, missed);
+            let before = count(datapath, Counter::TcForward);
+            let hit = run(datapath, PacketProgram::FromPod, &frame(client, service));
+            report.add(&name("from pod, hit"), "ns/packet", Some(150.0), hit);
+            let rounds = SAMPLES as u64 * u64::from(ROUNDS);
+            assert_eq!(count(datapath, Counter::TcForward) - before, rounds, "every round was a hit");
+            let missed = run(datapath, PacketProgram::ToPod, &frame(stranger, client));
+            report.add(&name("to pod, miss"), "ns/packet", None, missed);
+            let before = count(datapath, Counter::TcReply);
+            let hit = run(datapath, PacketProgram::ToPod, &frame(backend, client));
+            report.add(&name("to pod, hit"), "ns/packet", Some(150.0), hit);
+            assert_eq!(count(datapath, Counter::TcReply) - before, rounds, "every round was a hit");
+        }
+    }
+}
+
+fn run(datapath: &Datapath, program: PacketProgram, frame: &Frame) -> f64 {
+    let mut frame = frame.clone();
+    frame.payload = vec![0; 64];
+    let bytes = frame.bytes();
+    median(
+        (0..SAMPLES)
+            .map(|_| f64::from(datapath.test_run(program, &bytes, ROUNDS).expect("a test run").nanoseconds)),
+    )
+}
+
+/// Fresh sockets connect one after the other; only `connect()` is timed.
+fn connects(sandbox: &sandbox::Sandbox, report: &mut Report) {
+    let backend: SocketAddr = "127.0.0.11:8080".parse().expect("an address");
+    let service: SocketAddr = "10.96.0.10:80".parse().expect("an address");
+    let _udp = UdpSocket::bind(backend).expect("a socket");
+    let listener = TcpListener::bind(backend).expect("a listener");
+    nix::sys::socket::listen(&listener, Backlog::new(4096).expect("a backlog")).expect("listen");
+    listener.set_nonblocking(true).expect("a listener");
+    let datapath = sandbox.datapath_with(|config| config.sizes.sockets = 65_536);
+    let backend_text = backend.to_string();
+    Model::new(1, &service.to_string(), Protocol::Udp).grow(&datapath, &[&backend_text]);
+    Model::new(2, &service.to_string(), Protocol::Tcp).grow(&datapath, &[&backend_text]);
+    for (kind, socket_type) in [("UDP", SockType::Datagram), ("TCP", SockType::Stream)] {
+        let once = |to| {
+            let nanoseconds = time_connects(socket_type, to);
+            while listener.accept().is_ok() {}
+            nanoseconds
+        };
+        let (mut plain, mut passing, mut translated) = (Vec::new(), Vec::new(), Vec::new());
+        // In turn, so that what the machine does besides hits all alike.
+        for _ in 0..2 * SAMPLES {
+            datapath.detach_sockets().expect("detach");
+            plain.push(once(backend));
+            datapath.attach_sockets(&sandbox.cgroup).expect("attach");
+            passing.push(once(backend));
+            translated.push(once(service));
+        }
+        let [plain, passing, translated] =
+            [plain, passing, translated].map(|samples| median(samples.into_iter()));
+        report.add(&format!("connect(), {kind}, no hooks"), "ns", None, plain);
+        report.add(&format!("connect(), {kind}, hooks, no service"), "ns", None, passing);
+        report.add(&format!("connect(), {kind}, hooks, service"), "ns", None, translated);
+        report.add(&format!("hook adds, {kind}, no service"), "ns", Some(1000.0), passing - plain);
+        report.add(&format!("hook adds, {kind}, service"), "ns", Some(1000.0), translated - plain);
+        report.add(&format!("ratio, {kind}, service to no hooks"), "", None, translated / plain);
+    }
+}
+
+fn time_connects(kind: SockType, to: SocketAddr) -> f64 {
+    let to = SockaddrStorage::from(to);
+    let sockets: Vec<OwnedFd> = (0..SOCKETS)
+        .map(|_| {
+            let socket = socket(AddressFamily::Inet, kind, SockFlag::empty(), None).expect("a socket");
+            // Closing leaves no TIME_WAIT behind.
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            setsockopt(&socket, sockopt::Linger, &linger).expect("an option");
+            socket
+        })
+        .collect();
+    let started = Instant::now();
+    for socket in &sockets {
+        black_box(connect(socket.as_raw_fd(), &to)).expect("connect");
+    }
+    started.elapsed().as_nanos() as f64 / SOCKETS as f64
+}
+
+fn updates(datapath: &Datapath, report: &mut Report) {
+    let backend = Backend::new(1, Ipv4Addr::new(10, 0, 0, 1).into(), 80, Protocol::Tcp, 0);
+    let puts: Vec<_> = (0..ENTRIES)
+        .map(|slot| MapOp::PutSlot { key: SlotKey { service: 1, slot }, slot: backend.slot(slot) })
+        .collect();
+    let deletes: Vec<_> =
+        (0..ENTRIES).map(|slot| MapOp::DeleteSlot { key: SlotKey { service: 1, slot } }).collect();
+    let rate = |work: &mut dyn FnMut()| {
+        let started = Instant::now();
+        work();
+        f64::from(ENTRIES) / started.elapsed().as_secs_f64() / 1e6
+    };
+    let all_at_once = |ops: &[MapOp]| assert!(datapath.apply(ops).iter().all(Result::is_ok));
+    let one_by_one = |ops: &[MapOp]| {
+        for op in ops {
+            assert!(datapath.apply(std::slice::from_ref(op))[0].is_ok());
+        }
+    };
+    let mut samples: [Vec<f64>; 5] = Default::default();
+    for _ in 0..5 {
+        samples[0].push(rate(&mut || one_by_one(&puts)));
+        samples[1].push(rate(&mut || one_by_one(&deletes)));
+        samples[2].push(rate(&mut || all_at_once(&puts)));
+        samples[3].push(rate(&mut || assert_eq!(datapath.slots().expect("slots").len(), ENTRIES as usize)));
+        samples[4].push(rate(&mut || all_at_once(&deletes)));
+    }
+    let names =
+        ["insert, one by one", "delete, one by one", "insert, batches", "dump, batches", "delete, batches"];
+    for (name, samples) in names.into_iter().zip(samples) {
+        report.add(&format!("slots: {name}"), "M/s", None, median(samples.into_iter()));
+    }
+}
+
+fn count(datapath: &Datapath, wanted: Counter) -> u64 {
+    let counters = datapath.counters().expect("counters");
+    counters.into_iter().find(|(known, _)| *known == wanted).expect("every counter is there").1
+}
+
+fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    let mut samples: Vec<f64> = samples.collect();
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+#[derive(Default)]
+struct Report {
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    value: f64,
+    unit: &'static str,
+    /// At most this.
+    target: Option<f64>,
+}
+
+impl Report {
+    fn add(&mut self, name: &str, unit: &'static str, target: Option<f64>, value: f64) {
+        self.rows.push(Row { name: name.to_owned(), value, unit, target });
+    }
+
+    #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
+    fn print(&self) {
+        println!("| datapath (median) | figure | target |\n|---|---|---|");
+        for Row { name, value, unit, target } in &self.rows {
+            let target = target.map_or(String::new(), |target| format!("<= {target} {unit}"));
+            let digits = if *value < 10.0 { 2 } else { 0 };
+            println!("| {name} | {value:.digits$} {unit} | {target} |");
+        }
+    }
+
+    fn write(&self) {
+        let dir = std::env::var_os("ISTHMUS_BENCH_DIR").map_or_else(
+            || {
+                let workspace = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+                let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+                workspace.join(target).join("bench")
+            },
+            PathBuf::from,
+        );
+        std::fs::create_dir_all(&dir).expect("the folder for the report");
+        let rows: Vec<_> = self
+            .rows
+            .iter()
+            .map(|row| serde_json::json!({"name": row.name, "value": row.value, "unit": row.unit, "target": row.target}))
+            .collect();
+        let text = serde_json::to_string_pretty(&rows).expect("plain values");
+        std::fs::write(dir.join("datapath.json"), text).expect("write the report");
+    }
+}
