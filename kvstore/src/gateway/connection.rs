@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -37,6 +38,8 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 64 << 10;
 /// Bytes of responses that wait for a client's window, per request.
 const SEND_BUFFER: usize = 64 << 10;
+/// The pieces in which large messages are handed to the HTTP/2 layer.
+const PIECE_BYTES: usize = 64 << 10;
 /// How long requests may take to end once the gateway shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
@@ -170,12 +173,16 @@ async fn answer(
     };
     let room = response.extensions_mut().remove::<Reserved>().filter(Reserved::is_counted);
     let delivery = room.map(|room| Delivery { _room: room, _in_time: client.deliver_in_time() });
-    Ok(response.map(|body| Delivered { body, _delivery: delivery }))
+    Ok(response.map(|body| Delivered { body, rest: Bytes::new(), _delivery: delivery }))
 }
 
 /// The body of a response, which holds the room it takes until it is sent.
+///
+/// It hands out large messages in pieces: the HTTP/2 layer asks for the next one when the client has room for it, but
+/// would take a whole message at once, out of sight and for as long as the client likes.
 struct Delivered {
     body: Body,
+    rest: Bytes,
     _delivery: Option<Delivery>,
 }
 
@@ -186,27 +193,35 @@ struct Delivery {
 
 impl Delivered {
     fn uncounted(body: Body) -> Self {
-        Self { body, _delivery: None }
+        Self { body, rest: Bytes::new(), _delivery: None }
     }
 }
 
 impl HttpBody for Delivered {
-    type Data = bytes::Bytes;
+    type Data = Bytes;
     type Error = Status;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            };
+            match frame.into_data() {
+                Ok(data) => this.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 }
 

@@ -1,0 +1,8 @@
+//! The gateway as its clients see it: over mTLS, with stock `etcdctl`, with the etcd-client crate, beside a real etcd.
+
+mod access;
+mod differential;
+mod etcd_client_crate;
+mod etcdctl;
+mod fixture;
+mod hostile;
