@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::read::{formed, versioned};
-use super::{Answer, Api, Payload, State};
+use super::{Answer, Api, Payload, State, full};
 use crate::request::{Accept, ListOptions, Request, Revision};
 use crate::status::{ApiError, ApiResult};
 use crate::store::{Change, Event, Object};
@@ -26,7 +26,15 @@ const LONGEST_WATCH: Duration = Duration::from_secs(45 * 60);
 impl Api {
     pub(super) fn watch(self: &Arc<Self>, request: &Request) -> ApiResult<Answer> {
         let options = request.query.list_options(&request.resource.kind)?;
-        let started = self.state().start_watch(request, &options)?;
+        let started = match self.state().start_watch(request, &options) {
+            Ok(started) => started,
+            // As the watch cache does: the watch begins, and its only event is the error.
+            Err(error) if error.code() == 410 => {
+                let line = full(error_line(&error));
+                return Ok(Answer::new(StatusCode::OK, Payload::Stream(line)));
+            }
+            Err(error) => return Err(error),
+        };
         let mut bookmark_timer = tokio::time::interval_at(
             Instant::now() + self.settings.bookmark_interval,
             self.settings.bookmark_interval,
@@ -155,8 +163,7 @@ impl Watcher {
             Err(compacted) => {
                 // It slept longer than the history reaches back.
                 let why = format!("too old resource version: {} ({})", self.seen, compacted.oldest);
-                let error = json!({ "type": "ERROR", "object": ApiError::expired(why).to_value() });
-                self.pending.push_back(Bytes::from(format!("{error}\n")));
+                self.pending.push_back(error_line(&ApiError::expired(why)));
                 self.ended = true;
             }
         }
@@ -208,6 +215,10 @@ fn line(request: &Request, kind: &str, object: &Object) -> Bytes {
     line.put_slice(&json);
     line.put_slice(b"}\n");
     line.freeze()
+}
+
+fn error_line(error: &ApiError) -> Bytes {
+    Bytes::from(format!("{}\n", json!({ "type": "ERROR", "object": error.to_value() })))
 }
 
 fn bookmark(request: &Request, revision: u64, initial_events_end: bool) -> Bytes {
