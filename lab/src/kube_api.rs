@@ -1,6 +1,6 @@
 //! The Kubernetes API of a cluster: the stand-in, or with `KUBEBUILDER_ASSETS` the real one.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,13 +42,13 @@ impl KubeApi {
     ) -> Result<Self> {
         let dir = ground.state.cluster(cluster).join("kubernetes");
         let authority = Authority::create(&format!("{cluster} Kubernetes CA"), &dir)?;
-        let mut names: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
-        names.push([127, 0, 0, 1].into());
+        let mut names: Vec<String> = addresses.iter().map(|a| a.addr().to_string()).collect();
         // The `kubernetes` service has the first address of the range.
-        names.extend(services.iter().filter_map(|range| range.hosts().next()));
-        let dns = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
-        let server = authority.server("server", &dns, &names)?;
-        let admin = authority.client("admin", "isthmus:admin", &["system:masters"])?;
+        names.extend(services.iter().filter_map(|range| range.hosts().next()).map(|first| first.to_string()));
+        let fixed = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+        names.extend(fixed.map(str::to_owned));
+        let server = authority.server("server", &names)?;
+        let admin = authority.user("admin", "isthmus:admin", &["system:masters"])?;
 
         let listen = SocketAddr::new(addresses[0].addr(), PORT);
         let process = format!("{cluster}/kubernetes");
@@ -85,7 +85,7 @@ impl KubeApi {
     /// When it cannot be written.
     pub(crate) fn kubeconfig(&self, path: &Path, cluster: &str, user: &str, groups: &[&str]) -> Result<()> {
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
-        let client = self.authority.client(&file, user, groups)?;
+        let client = self.authority.user(&file, user, groups)?;
         pki::write_kubeconfig(path, cluster, &self.inside, &self.authority.ca(), &client)
     }
 }
@@ -100,7 +100,7 @@ fn stand_in(
         "--listen".into(),
         listen.to_string().into(),
         "--tls-cert".into(),
-        (&server.cert).into(),
+        (&server.certificate).into(),
         "--tls-key".into(),
         (&server.key).into(),
         "--client-ca".into(),

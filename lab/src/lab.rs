@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 use crate::error::{Doing, LabError, Result};
-use crate::mesh_pki::MeshPki;
 use crate::names::{ClusterPlan, LabName};
+use crate::pki::Authority;
 use crate::process::{Launch, Process};
 use crate::spec::LabSpec;
 use crate::state::{ClusterState, LabState, ProcessId, StateDir};
@@ -81,7 +81,7 @@ impl Lab {
         futures::future::try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
 
         progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
-        let pki = MeshPki::create(&ground.state.path().join("pki"))?;
+        let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
         for cluster in &clusters {
             cluster.prepare_mesh(&pki, &spec, &clusters)?;
         }
