@@ -17,7 +17,7 @@ use crate::process::Launch;
 use crate::spec::{ClusterSpec, LabSpec, Store};
 use crate::state::{self, read_json};
 use crate::topology::{CONTROL_PLANE, ClusterNet};
-use crate::{controllers, crds, http, kubelet, programs, rbac, wait};
+use crate::{controllers, crds, http, kubelet, programs, rbac, status, wait};
 
 /// A running cluster.
 pub struct Cluster {
@@ -89,6 +89,20 @@ impl Cluster {
     /// The status socket of its clustermesh-apiserver.
     pub fn apiserver_socket(&self) -> PathBuf {
         self.ground.state.apiserver_socket(self.name())
+    }
+
+    /// Whether the clustermesh-apiserver says that it is connected to a peer.
+    ///
+    /// # Errors
+    /// In words: when it does not answer, or has no such peer.
+    pub async fn peer_connected(&self, peer: &str) -> Result<bool, String> {
+        let status = status::apiserver(&self.apiserver_socket()).await.map_err(|e| e.to_string())?;
+        let found = status.peers.iter().find(|p| p.name == peer);
+        found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
+    }
+
+    pub(crate) fn real_kubernetes(&self) -> bool {
+        self.api.real()
     }
 
     /// The folder with its peers' files.

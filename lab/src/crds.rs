@@ -19,7 +19,9 @@ pub(crate) async fn install(client: &Client) -> Result<()> {
     for definition in isthmus_crds::definitions() {
         let name = definition.name_any();
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch(&name, &params, &Patch::Apply(&definition)).await.doing(|| format!("creating CRD {name}"))?;
+        api.patch(&name, &params, &Patch::Apply(&definition))
+            .await
+            .doing(|| format!("creating CRD {name}"))?;
         wait::until(format!("CRD {name} to be served"), Duration::from_secs(30), || async {
             let status = api.get(&name).await.map_err(|e| e.to_string())?.status.unwrap_or_default();
             let mut conditions = status.conditions.unwrap_or_default().into_iter();

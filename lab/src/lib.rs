@@ -27,6 +27,7 @@ mod runner;
 pub mod scenario;
 pub mod spec;
 pub mod state;
+pub mod status;
 pub mod story;
 pub mod topology;
 pub mod wait;

@@ -135,14 +135,20 @@ impl Runner<'_> {
     }
 
     async fn act(&mut self, verb: &Verb, report: &mut StepReport) -> Result<()> {
+        let lab = self.lab;
         match verb {
             Verb::Apply(apply) => self.apply(apply).await,
-            Verb::Annotate(a) => self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("annotations", &a.set)).await,
-            Verb::Label(a) => self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("labels", &a.set)).await,
+            Verb::Annotate(a) => {
+                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("annotations", &a.set))
+                    .await
+            }
+            Verb::Label(a) => {
+                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("labels", &a.set)).await
+            }
             Verb::Scale(scale) => {
-                try_join_all(scale.clusters.iter().map(|cluster| async {
+                try_join_all(scale.clusters.iter().map(|cluster| async move {
                     let api: kube::Api<k8s_openapi::api::apps::v1::Deployment> =
-                        kube::Api::namespaced(self.lab.cluster(cluster)?.client(), &scale.namespace);
+                        kube::Api::namespaced(lab.cluster(cluster)?.client(), &scale.namespace);
                     let patch = Patch::Merge(json!({"spec": {"replicas": scale.replicas}}));
                     let scaled = api.patch_scale(&scale.deployment, &PatchParams::default(), &patch).await;
                     scaled.map(drop).doing(|| format!("scaling deployment {} in {cluster}", scale.deployment))
@@ -152,15 +158,15 @@ impl Runner<'_> {
             }
             Verb::Delete(delete) => {
                 try_join_all(delete.clusters.iter().map(|cluster| async {
-                    let client = self.lab.cluster(cluster)?.client();
+                    let client = lab.cluster(cluster)?.client();
                     Object::find(client, &delete.object, &delete.namespace).await?.delete().await
                 }))
                 .await?;
                 Ok(())
             }
             Verb::Wait(wanted) => {
-                try_join_all(wanted.clusters.iter().map(|cluster| async {
-                    let client = self.lab.cluster(cluster)?.client();
+                try_join_all(wanted.clusters.iter().map(|cluster| async move {
+                    let client = lab.cluster(cluster)?.client();
                     let object = Object::find(client, &wanted.object, &wanted.namespace).await?;
                     let what = format!("{} in {cluster}", wanted.object);
                     wait::until(what, wanted.within, || object.is(wanted.until)).await
@@ -183,19 +189,22 @@ impl Runner<'_> {
                     return Ok(());
                 }
                 let first = total.first_failure.unwrap_or_default();
-                Err(LabError::invalid(format!("{} requests failed in all, the first with: {first}", total.failed)))
+                Err(LabError::invalid(format!(
+                    "{} requests failed in all, the first with: {first}",
+                    total.failed
+                )))
             }
             Verb::Observe(observe) => self.observe(observe, report).await,
             Verb::Exec(exec) => self.exec(exec).await,
             Verb::Partition(p) => {
-                self.lab.cut(&p.from, &p.to).await?;
-                if p.one_way { Ok(()) } else { self.lab.cut(&p.to, &p.from).await }
+                lab.cut(&p.from, &p.to).await?;
+                if p.one_way { Ok(()) } else { lab.cut(&p.to, &p.from).await }
             }
-            Verb::Heal => self.lab.heal().await,
-            Verb::Kill(daemon) => self.lab.kill(daemon).await,
-            Verb::Pause(daemon) => self.lab.pause(daemon),
-            Verb::Resume(daemon) => self.lab.resume(daemon),
-            Verb::Restart(daemon) => self.lab.restart(daemon).await,
+            Verb::Heal => lab.heal().await,
+            Verb::Kill(daemon) => lab.kill(daemon).await,
+            Verb::Pause(daemon) => lab.pause(daemon),
+            Verb::Resume(daemon) => lab.resume(daemon),
+            Verb::Restart(daemon) => lab.restart(daemon).await,
             Verb::Status(status) => self.status(status).await,
         }
     }
@@ -210,7 +219,13 @@ impl Runner<'_> {
         Ok(())
     }
 
-    async fn merge(&self, clusters: &[String], object: &str, namespace: &str, patch: serde_json::Value) -> Result<()> {
+    async fn merge(
+        &self,
+        clusters: &[String],
+        object: &str,
+        namespace: &str,
+        patch: serde_json::Value,
+    ) -> Result<()> {
         try_join_all(clusters.iter().map(|cluster| async {
             let client = self.lab.cluster(cluster)?.client();
             Object::find(client, object, namespace).await?.merge(&patch).await
@@ -254,7 +269,8 @@ impl Runner<'_> {
 
     async fn exec(&mut self, exec: &Exec) -> Result<()> {
         let cluster = self.lab.cluster(&exec.pod.cluster)?;
-        self.node = Some(format!("{}/{}", cluster.name(), cluster.pod(&exec.pod.namespace, &exec.pod.name)?.node));
+        self.node =
+            Some(format!("{}/{}", cluster.name(), cluster.pod(&exec.pod.namespace, &exec.pod.name)?.node));
         let launch = cluster.in_pod(&exec.pod.namespace, &exec.pod.name, &exec.command)?;
         let output = launch.output(exec.within).await?;
         let stdout = String::from_utf8_lossy(&output.stdout);
@@ -276,7 +292,12 @@ impl Runner<'_> {
 
     async fn status(&self, status: &Status) -> Result<()> {
         let cluster = self.lab.cluster(&status.cluster)?;
-        let what = format!("{} to see {} {}", status.cluster, status.peer, if status.connected { "connected" } else { "lost" });
+        let what = format!(
+            "{} to see {} {}",
+            status.cluster,
+            status.peer,
+            if status.connected { "connected" } else { "lost" }
+        );
         wait::until(what, status.within, || async {
             match cluster.peer_connected(&status.peer).await? {
                 connected if connected == status.connected => Ok(()),
@@ -299,7 +320,9 @@ impl Runner<'_> {
             names.insert(format!("{node}/{}", crate::programs::NODE_AGENT));
             names.insert(format!("{cluster}/{}", crate::programs::APISERVER));
         } else {
-            names.extend(self.lab.clusters().iter().map(|c| format!("{}/{}", c.name(), crate::programs::APISERVER)));
+            names.extend(
+                self.lab.clusters().iter().map(|c| format!("{}/{}", c.name(), crate::programs::APISERVER)),
+            );
         }
         let tail_of = |name: String| {
             let lines = tail(&self.lab.state().log(&name), 30);

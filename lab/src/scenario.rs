@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use self::action::{
-    Annotate, Apply, Delete, EndTraffic, Exec, Family, Heal, Observe, Partition, PodRef, Request, Scale, Shows, Status,
-    Target, Traffic, Until, Wait,
+    Annotate, Apply, Delete, EndTraffic, Exec, Family, Heal, Observe, Partition, PodRef, Request, Scale,
+    Shows, Status, Target, Traffic, Until, Wait,
 };
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
@@ -154,7 +154,8 @@ impl Scenario {
     pub fn lab_name(&self) -> LabName {
         let folder = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
         let name = folder.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
-        let mut name: String = name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(20).collect();
+        let mut name: String =
+            name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(20).collect();
         name = name.trim_matches('-').to_owned();
         name.parse().unwrap_or_else(|_| LabName::fallback())
     }
@@ -176,7 +177,7 @@ fn check_clusters(file: &File, names: &[&str]) -> Result<(), String> {
     };
     for (i, cluster) in file.clusters.iter().enumerate() {
         let at = format!("clusters[{i}]");
-        isthmus_wire::ClusterName::parse(&cluster.name).map_err(|e| format!("{at}.name: {e}"))?;
+        cluster.name.parse::<isthmus_wire::ClusterName>().map_err(|e| format!("{at}.name: {e}"))?;
         if !(1..=most).contains(&cluster.id) {
             return Err(format!("{at}.id: 1 to {most}, not {}", cluster.id));
         }
@@ -185,11 +186,17 @@ fn check_clusters(file: &File, names: &[&str]) -> Result<(), String> {
         }
         let before = &file.clusters[..i];
         if before.iter().any(|c| c.name == cluster.name || c.id == cluster.id) {
-            return Err(format!("{at}: another cluster has the name {} or the id {}", cluster.name, cluster.id));
+            return Err(format!(
+                "{at}: another cluster has the name {} or the id {}",
+                cluster.name, cluster.id
+            ));
         }
         for peer in cluster.peers.iter().flatten() {
             if *peer == cluster.name || !names.contains(&peer.as_str()) {
-                return Err(format!("{at}.peers: {peer} is none of the other clusters ({})", names.join(", ")));
+                return Err(format!(
+                    "{at}.peers: {peer} is none of the other clusters ({})",
+                    names.join(", ")
+                ));
             }
         }
     }

@@ -30,7 +30,8 @@ impl Curl {
         let cluster = lab.cluster(&target.from.cluster)?;
         let pod = cluster.pod(&target.from.namespace, &target.from.name)?;
         let services: Api<Service> = Api::namespaced(cluster.client(), &target.from.namespace);
-        let service = services.get(&target.service).await.doing(|| format!("reading service {}", target.service))?;
+        let service =
+            services.get(&target.service).await.doing(|| format!("reading service {}", target.service))?;
         let addresses = service.spec.and_then(|s| s.cluster_ips).unwrap_or_default();
         let mut addresses = addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
         let address = addresses.find(|a| match target.family {
@@ -39,7 +40,11 @@ impl Curl {
             Some(Family::Ipv6) => a.is_ipv6(),
         });
         let address = address.ok_or_else(|| {
-            LabError::invalid(format!("service {} in {} has no such ClusterIP", target.service, cluster.name()))
+            LabError::invalid(format!(
+                "service {} in {} has no such ClusterIP",
+                target.service,
+                cluster.name()
+            ))
         })?;
         let host = std::net::SocketAddr::new(address, target.port);
         Ok(Self { pod, url: format!("http://{host}/") })
@@ -53,14 +58,28 @@ impl Curl {
     /// Sends one. The error says how it failed.
     pub(super) async fn ask(&self) -> Result<Answer, String> {
         let seconds = DEADLINE.as_secs().to_string();
-        let command = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", &seconds, &self.url];
+        let command = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--noproxy",
+            "*",
+            "--max-time",
+            &seconds,
+            &self.url,
+        ];
         let launch = self.pod.launch(&command.map(str::to_owned)).map_err(|e| e.to_string())?;
         let output = launch.output(DEADLINE * 2).await.map_err(|e| e.to_string())?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
         }
-        serde_json::from_slice(&output.stdout)
-            .map_err(|e| format!("the answer is not one of isthmus.io/echo's ({e}): {}", String::from_utf8_lossy(&output.stdout)))
+        serde_json::from_slice(&output.stdout).map_err(|e| {
+            format!(
+                "the answer is not one of isthmus.io/echo's ({e}): {}",
+                String::from_utf8_lossy(&output.stdout)
+            )
+        })
     }
 }
 

@@ -84,7 +84,8 @@ impl Object {
                 let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
                 let pod = pods.get(&self.name).await.map_err(|e| e.to_string())?;
                 let status = pod.status.unwrap_or_default();
-                let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+                let ready =
+                    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
                 if ready { Ok(()) } else { Err(why_not_ready(&status)) }
             }
             (Until::Ready, Some(_)) => Ok(()),
@@ -105,8 +106,11 @@ impl Object {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = pods.list(&kube::api::ListParams::default().labels(&labels.join(","))).await;
         let pods = pods.map_err(|e| e.to_string())?;
-        let reasons: Vec<String> =
-            pods.items.iter().map(|p| format!("{}: {}", p.name_any(), why_not_ready(&p.status.clone().unwrap_or_default()))).collect();
+        let reasons: Vec<String> = pods
+            .items
+            .iter()
+            .map(|p| format!("{}: {}", p.name_any(), why_not_ready(&p.status.clone().unwrap_or_default())))
+            .collect();
         Err(format!("{ready} of {wanted} pods are ready ({})", reasons.join("; ")))
     }
 }
@@ -122,7 +126,8 @@ pub(super) async fn apply(client: &Client, file: &Path) -> Result<()> {
         }
         let types: TypeMeta = serde_json::from_value(value.clone()).map_err(|e| bad(&e))?;
         let gvk = GroupVersionKind::try_from(&types).map_err(|e| bad(&e))?;
-        let name = value["metadata"]["name"].as_str().ok_or_else(|| bad(&"an object has no metadata.name"))?;
+        let name =
+            value["metadata"]["name"].as_str().ok_or_else(|| bad(&"an object has no metadata.name"))?;
         let namespace = value["metadata"]["namespace"].as_str().unwrap_or("default");
         let (resource, namespaced) = resource(client, &gvk).await?;
         let api = api(client.clone(), &resource, namespaced, namespace);
@@ -139,8 +144,9 @@ pub(super) fn metadata(field: &str, set: &std::collections::BTreeMap<String, Opt
 }
 
 async fn resource(client: &Client, gvk: &GroupVersionKind) -> Result<(ApiResource, bool)> {
-    let (resource, capabilities) =
-        pinned_kind(client, gvk).await.doing(|| format!("asking the API for {} {}", gvk.api_version(), gvk.kind))?;
+    let (resource, capabilities) = pinned_kind(client, gvk)
+        .await
+        .doing(|| format!("asking the API for {} {}", gvk.api_version(), gvk.kind))?;
     Ok((resource, capabilities.scope == Scope::Namespaced))
 }
 
@@ -152,9 +158,16 @@ fn api(client: Client, resource: &ApiResource, namespaced: bool, namespace: &str
 }
 
 fn why_not_ready(status: &k8s_openapi::api::core::v1::PodStatus) -> String {
-    let waiting = status.container_statuses.iter().flatten().filter_map(|c| c.state.as_ref()?.waiting.as_ref());
+    let waiting =
+        status.container_statuses.iter().flatten().filter_map(|c| c.state.as_ref()?.waiting.as_ref());
     let reasons: Vec<String> = waiting
-        .map(|w| format!("{} {}", w.reason.as_deref().unwrap_or_default(), w.message.as_deref().unwrap_or_default()))
+        .map(|w| {
+            format!(
+                "{} {}",
+                w.reason.as_deref().unwrap_or_default(),
+                w.message.as_deref().unwrap_or_default()
+            )
+        })
         .collect();
     match (reasons.is_empty(), status.phase.as_deref()) {
         (false, _) => reasons.join(", "),

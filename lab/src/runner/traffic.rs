@@ -23,7 +23,6 @@ pub(super) struct Sample {
 
 /// Traffic that runs until it is dropped.
 pub(super) struct Traffic {
-    pub(super) curl: Curl,
     samples: Arc<Mutex<Vec<Sample>>>,
     count: watch::Receiver<usize>,
     hurry: Arc<AtomicBool>,
@@ -48,16 +47,17 @@ impl Traffic {
         let (tell, count) = watch::channel(0);
         let pause = Duration::from_secs(1) / rate.max(1);
         let task = tokio::spawn({
-            let (curl, samples, hurry) = (curl.clone(), Arc::clone(&samples), Arc::clone(&hurry));
+            let (samples, hurry) = (Arc::clone(&samples), Arc::clone(&hurry));
             async move {
                 loop {
                     let sent = Instant::now();
                     let outcome = curl.ask().await;
                     let ended = Instant::now();
-                    let mut all = samples.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.push(Sample { sent, ended, outcome });
-                    let length = all.len();
-                    drop(all);
+                    let length = {
+                        let mut all = samples.lock().unwrap_or_else(PoisonError::into_inner);
+                        all.push(Sample { sent, ended, outcome });
+                        all.len()
+                    };
                     tell.send_replace(length);
                     if !hurry.load(Ordering::Relaxed) {
                         tokio::time::sleep(pause.saturating_sub(sent.elapsed())).await;
@@ -65,7 +65,7 @@ impl Traffic {
                 }
             }
         });
-        Self { curl, samples, count, hurry, task }
+        Self { samples, count, hurry, task }
     }
 
     /// Until the answer is dropped, requests follow each other without a pause.

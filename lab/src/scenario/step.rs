@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::action::{
-    Annotate, Apply, Delete, EndTraffic, Exec, Heal, Observe, Partition, Request, Scale, Shows, Status, Target,
-    Traffic, Until, Wait,
+    Annotate, Apply, Delete, EndTraffic, Exec, Heal, Observe, Partition, Request, Scale, Shows, Status,
+    Target, Traffic, Until, Wait,
 };
 
 /// One step, checked.
@@ -124,7 +124,9 @@ impl Verb {
                 known(&a.clusters, clusters, "clusters").and_then(|()| object(&a.object))
             }
             Self::Scale(s) => known(&s.clusters, clusters, "scale.clusters"),
-            Self::Delete(d) => known(&d.clusters, clusters, "delete.clusters").and_then(|()| object(&d.object)),
+            Self::Delete(d) => {
+                known(&d.clusters, clusters, "delete.clusters").and_then(|()| object(&d.object))
+            }
             Self::Wait(w) => known(&w.clusters, clusters, "wait.clusters").and_then(|()| object(&w.object)),
             Self::Request(r) => {
                 known(&r.answers, clusters, "request.answers")?;
@@ -194,7 +196,9 @@ pub(super) fn check_traffic(steps: &[Step]) -> Result<(), String> {
         };
         for name in mentioned.into_iter().chain(step.shows.as_ref().map(|s| &s.traffic)) {
             if !running.contains(name.as_str()) {
-                return Err(format!("steps[{i}]: no traffic {name} runs by then; a step `traffic` starts it"));
+                return Err(format!(
+                    "steps[{i}]: no traffic {name} runs by then; a step `traffic` starts it"
+                ));
             }
         }
         if let Verb::EndTraffic(end) = &step.verb {
@@ -204,9 +208,15 @@ pub(super) fn check_traffic(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
-fn known<'a>(named: impl IntoIterator<Item = &'a String>, clusters: &[&str], field: &str) -> Result<(), String> {
+fn known<'a>(
+    named: impl IntoIterator<Item = &'a String>,
+    clusters: &[&str],
+    field: &str,
+) -> Result<(), String> {
     match named.into_iter().find(|n| !clusters.contains(&n.as_str())) {
-        Some(stranger) => Err(format!("{field}: there is no cluster {stranger:?}, only {}", clusters.join(", "))),
+        Some(stranger) => {
+            Err(format!("{field}: there is no cluster {stranger:?}, only {}", clusters.join(", ")))
+        }
         None => Ok(()),
     }
 }

@@ -50,7 +50,8 @@ fn a_cluster_that_is_not_there_is_refused_wherever_it_is_named() {
 
 #[test]
 fn traffic_is_started_before_it_is_mentioned() {
-    let shows = "- scale: {clusters: [alpha], deployment: d, replicas: 0}\n  shows: {traffic: t, answers: [beta]}\n";
+    let shows =
+        "- scale: {clusters: [alpha], deployment: d, replicas: 0}\n  shows: {traffic: t, answers: [beta]}\n";
     let traffic = "- traffic: {name: t, target: {from: alpha/client, service: s}}\n";
     assert!(refusal(&format!("steps:\n{shows}")).contains("no traffic t"));
     assert!(parse(&format!("steps:\n{traffic}{shows}")).is_ok());
