@@ -5,3 +5,4 @@ pub mod desired;
 pub mod mesh;
 pub mod plan;
 pub mod reconcile;
+pub mod sources;

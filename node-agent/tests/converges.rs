@@ -376,7 +376,7 @@ fn backends() -> impl Strategy<Value = Vec<Backend>> {
     let backend = (0..PODS, prop::collection::vec(port(), 0..3), any::<bool>(), prop::option::of(0..NODES))
         .prop_map(|(pod, ports, terminating, node)| Backend {
             addr: pod_ip(pod),
-            ports,
+            ports: ports.into(),
             condition: if terminating { Condition::Terminating } else { Condition::Active },
             node: node.map(|node| format!("node-{node}").into()),
         });
