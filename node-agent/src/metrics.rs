@@ -70,22 +70,44 @@ impl Metrics {
             Histogram::new(exponential_buckets(16e-6, 2.0, 19))
         });
         let agent = registry.sub_registry_with_prefix("isthmus_agent");
-        let (rejected, operations, healed, pods) = (Family::default(), Family::default(), Counter::default(), Gauge::default());
-        agent.register("rejected_entries", "Entries of the store left out, by kind and reason", rejected.clone());
+        let (rejected, operations, healed, pods) =
+            (Family::default(), Family::default(), Counter::default(), Gauge::default());
+        agent.register(
+            "rejected_entries",
+            "Entries of the store left out, by kind and reason",
+            rejected.clone(),
+        );
         agent.register("map_operations", "Changes made to eBPF maps", operations.clone());
-        agent.register("event_to_map_seconds", "Time from an event's arrival to the map, by stage", stages.clone());
-        agent.register("healed_operations", "Changes made since a map was not as the agent had left it", healed.clone());
+        agent.register(
+            "event_to_map_seconds",
+            "Time from an event's arrival to the map, by stage",
+            stages.clone(),
+        );
+        agent.register(
+            "healed_operations",
+            "Changes made since a map was not as the agent had left it",
+            healed.clone(),
+        );
         agent.register("attached_pods", "Pods with packet programs on their interface", pods.clone());
         let (map_entries, map_capacity) = (Family::default(), Family::default());
         agent.register("map_entries", "Entries in use", map_entries.clone());
         agent.register("map_capacity", "Entries that a map has room for", map_capacity.clone());
         let cluster_lag = Family::default();
-        agent.register("cluster_revision_lag", "Revisions of the store not yet seen of a cluster", cluster_lag.clone());
+        agent.register(
+            "cluster_revision_lag",
+            "Revisions of the store not yet seen of a cluster",
+            cluster_lag.clone(),
+        );
         let mesh = registry.sub_registry_with_prefix("cilium_clustermesh");
         let (clusters, cluster_ready) = (Gauge::default(), Family::default());
-        let (cluster_nodes, cluster_services, cluster_endpoints) = (Family::default(), Family::default(), Family::default());
+        let (cluster_nodes, cluster_services, cluster_endpoints) =
+            (Family::default(), Family::default(), Family::default());
         mesh.register("remote_clusters", "Peers", clusters.clone());
-        mesh.register("remote_cluster_readiness_status", "1 when all of a peer is known and followed", cluster_ready.clone());
+        mesh.register(
+            "remote_cluster_readiness_status",
+            "1 when all of a peer is known and followed",
+            cluster_ready.clone(),
+        );
         mesh.register("remote_cluster_nodes", "Nodes of a peer", cluster_nodes.clone());
         mesh.register("remote_cluster_services", "Services of a peer", cluster_services.clone());
         mesh.register("remote_cluster_endpoints", "Addresses of a peer", cluster_endpoints.clone());
@@ -194,8 +216,12 @@ impl Collector for DatapathCounters {
         for (counter, value) in self.0.counters().unwrap_or_default() {
             let metric = ConstCounter::new(value);
             let name = format!("isthmus_datapath_{}", counter.name());
-            let encoder =
-                encoder.encode_descriptor(&name, "Counted by the eBPF programs", None, metric.metric_type())?;
+            let encoder = encoder.encode_descriptor(
+                &name,
+                "Counted by the eBPF programs",
+                None,
+                metric.metric_type(),
+            )?;
             metric.encode(encoder)?;
         }
         Ok(())

@@ -188,7 +188,7 @@ impl Run {
     }
 
     fn plan(&mut self, refused: u64) {
-        let (ops, _) = self.agent.plan(self.now);
+        let (ops, _) = self.agent.plan(self.now, true);
         let mut number = 0;
         let results = self.maps.apply(&ops, |_| {
             number += 1;

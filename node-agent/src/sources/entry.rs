@@ -220,11 +220,7 @@ fn remote_service(origin: &Origin, key: &Key, value: &[u8]) -> Result<fact::Remo
 }
 
 /// A slice that names no service belongs to none and says nothing.
-fn remote_slice(
-    origin: &Origin,
-    key: &Key,
-    value: &[u8],
-) -> Result<Option<fact::RemoteSlice>, EntryError> {
+fn remote_slice(origin: &Origin, key: &Key, value: &[u8]) -> Result<Option<fact::RemoteSlice>, EntryError> {
     let slice = decoded(key, ClusterEndpointSlice::decode(value))?;
     checked(origin, key, slice.cluster_id, |cluster| validate::endpoint_slice(key, &slice, cluster))?;
     let Some(service) = slice.service_name() else { return Ok(None) };
@@ -235,9 +231,10 @@ fn remote_slice(
             Some(Port::new(port.name.as_deref().unwrap_or(""), protocol(port.protocol)?, port.port?))
         })
         .collect();
-    let backends = slice.endpoints.iter().filter(|endpoint| {
-        endpoint.conditions.is_ready() || endpoint.conditions.is_serving()
-    });
+    let backends = slice
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.conditions.is_ready() || endpoint.conditions.is_serving());
     let backend = |endpoint: &isthmus_wire::value::Endpoint| {
         let terminating = endpoint.conditions.is_terminating() || !endpoint.conditions.is_ready();
         Some(fact::Backend {
@@ -277,9 +274,10 @@ fn local_service(key: &Key, value: &[u8]) -> Result<fact::LocalService, EntryErr
             addr: *addr,
             ports: ports.of(&backend.ports),
             condition: if backend.terminating { Condition::Terminating } else { Condition::Active },
-            node: backend.node.as_deref().map(|node| {
-                nodes.entry(node).or_insert_with(|| node.into()).clone()
-            }),
+            node: backend
+                .node
+                .as_deref()
+                .map(|node| nodes.entry(node).or_insert_with(|| node.into()).clone()),
         })
         .collect();
     Ok(fact::LocalService {
@@ -343,8 +341,14 @@ mod tests {
     #[test]
     fn a_service_of_an_unmodified_cilium_becomes_backends() {
         let value = r#"{"cluster":"real-a","namespace":"app","name":"echo","frontends":{"10.96.50.104":{"http":{"Protocol":"TCP","Port":80}}},"backends":{"10.244.0.77":{"http":{"Protocol":"TCP","Port":8080},"probe":{"Protocol":"SCTP","Port":9}}},"labels":{},"selector":{"app":"echo"},"includeExternal":true,"shared":true,"clusterID":3}"#;
-        let event = read(&origin(Resource::Services), b"cilium/cache/services/v1/real-a/app/echo", Some(value.as_bytes()));
-        let Ok(MeshEvent::RemoteService { service: Some(service), name, .. }) = event else { panic!("{event:?}") };
+        let event = read(
+            &origin(Resource::Services),
+            b"cilium/cache/services/v1/real-a/app/echo",
+            Some(value.as_bytes()),
+        );
+        let Ok(MeshEvent::RemoteService { service: Some(service), name, .. }) = event else {
+            panic!("{event:?}")
+        };
         assert_eq!(name, ServiceName::new("app", "echo"));
         assert_eq!((service.cluster_id, service.shared, service.global), (3, true, true));
         assert_eq!(service.backends.len(), 1);
@@ -357,10 +361,22 @@ mod tests {
             (Resource::Nodes, "cilium/cache/services/v1/real-a/app/echo", ""),
             (Resource::Services, "cilium/cache/services/v1/other/app/echo", ""),
             (Resource::Endpoints, "cilium/state/ip/v1/default/10.0.0.1", ""),
-            (Resource::Endpoints, "cilium/cache/ip/v1/real-a/10.0.0.1", r#"{"IP":"10.0.0.2","Mask":null,"HostIP":"","ID":196915,"Key":0,"Metadata":""}"#),
-            (Resource::Endpoints, "cilium/cache/ip/v1/real-a/0.0.0.0/0", r#"{"IP":"0.0.0.0","Mask":"AAAAAA==","HostIP":"","ID":196915,"Key":0,"Metadata":""}"#),
+            (
+                Resource::Endpoints,
+                "cilium/cache/ip/v1/real-a/10.0.0.1",
+                r#"{"IP":"10.0.0.2","Mask":null,"HostIP":"","ID":196915,"Key":0,"Metadata":""}"#,
+            ),
+            (
+                Resource::Endpoints,
+                "cilium/cache/ip/v1/real-a/0.0.0.0/0",
+                r#"{"IP":"0.0.0.0","Mask":"AAAAAA==","HostIP":"","ID":196915,"Key":0,"Metadata":""}"#,
+            ),
             (Resource::Nodes, "cilium/cache/nodes/v1/real-a/node-1", "{"),
-            (Resource::Identities, "cilium/cache/identities/v1/real-a/id/196915", "k8s:io.cilium.k8s.policy.cluster=other;"),
+            (
+                Resource::Identities,
+                "cilium/cache/identities/v1/real-a/id/196915",
+                "k8s:io.cilium.k8s.policy.cluster=other;",
+            ),
         ] {
             let error = read(&origin(resource), key.as_bytes(), Some(value.as_bytes())).expect_err(key);
             assert!(error.to_string().contains(key), "{error}");

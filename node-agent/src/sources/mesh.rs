@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use isthmus_kvstore::Section;
 use isthmus_kvstore::reader::{Reader, ReaderStatus, SectionEvent};
-use isthmus_kvstore::section::Section;
 use isthmus_wire::key::CLUSTER_CONFIGS;
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, MaxConnectedClusters, Prefix, validate};
 use tokio::sync::{mpsc, watch};
@@ -44,7 +44,8 @@ pub struct OwnCluster {
 
 /// Reads the mesh until the receiver of its events is gone.
 pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>, metrics: Arc<Metrics>) {
-    let mut follower = Follower { own, reader, events, metrics, tasks: JoinSet::new(), peers: BTreeMap::new() };
+    let mut follower =
+        Follower { own, reader, events, metrics, tasks: JoinSet::new(), peers: BTreeMap::new() };
     let (own_name, clusters) = (follower.own.name.clone(), CLUSTER_CONFIGS.trim_end_matches('/'));
     let own_sections = [
         (Resource::Nodes, Prefix::State(isthmus_wire::Resource::Nodes)),
@@ -156,8 +157,11 @@ impl Follower {
         if let Some(followed) = self.peers.get_mut(&name).and_then(|peer| peer.sections.remove(&unwanted)) {
             followed.task.abort();
         }
-        let always =
-            [(Resource::Nodes, Kind::Nodes), (Resource::Endpoints, Kind::Ip), (Resource::Identities, Kind::Identities)];
+        let always = [
+            (Resource::Nodes, Kind::Nodes),
+            (Resource::Endpoints, Kind::Ip),
+            (Resource::Identities, Kind::Identities),
+        ];
         for (resource, kind) in always.into_iter().chain([wanted]) {
             self.follow(&name, false, resource, Prefix::Cache(kind));
         }
@@ -189,7 +193,10 @@ impl Follower {
         let gone: Vec<ClusterName> = {
             let status = status.borrow_and_update();
             let is_empty = |followed: &Followed| {
-                status.sections.get(&*followed.prefix).is_some_and(|section| section.synced && section.keys == 0)
+                status
+                    .sections
+                    .get(&*followed.prefix)
+                    .is_some_and(|section| section.synced && section.keys == 0)
             };
             let departed = self.peers.iter().filter(|(_, peer)| peer.departed);
             departed
@@ -199,7 +206,8 @@ impl Follower {
         };
         for name in gone {
             tracing::info!(cluster = %name, "peer has left the mesh");
-            for followed in self.peers.remove(&name).into_iter().flat_map(|peer| peer.sections.into_values()) {
+            for followed in self.peers.remove(&name).into_iter().flat_map(|peer| peer.sections.into_values())
+            {
                 followed.task.abort();
             }
             let event = MeshEvent::ClusterRemoved { cluster: name.as_str().into() };
