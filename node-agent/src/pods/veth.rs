@@ -12,7 +12,7 @@ use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessa
 
 /// Why a pod's interfaces are not known (yet).
 #[derive(Debug, thiserror::Error)]
-pub enum VethError {
+pub(super) enum VethError {
     /// The namespace cannot be used.
     #[error("{path}: {source}")]
     Namespace {

@@ -35,15 +35,15 @@ pub struct Origin {
 pub enum EntryError {
     /// The key cannot be read.
     #[error(transparent)]
-    Key(#[from] KeyError),
+    Key(Box<KeyError>),
     /// The key is of another kind than its section's.
     #[error("{0} does not belong among the {1} of cluster {2}")]
-    Misplaced(Key, Resource, ClusterName),
+    Misplaced(String, Resource, ClusterName),
     /// The value cannot be read.
     #[error("{key}: {source}")]
     Value {
         /// Where.
-        key: Key,
+        key: String,
         /// Why.
         source: ValueError,
     },
@@ -51,9 +51,9 @@ pub enum EntryError {
     #[error("{key}: {source}")]
     Rejected {
         /// Where.
-        key: Key,
+        key: String,
         /// Why.
-        source: validate::Rejection,
+        source: Box<validate::Rejection>,
     },
 }
 
@@ -74,9 +74,9 @@ impl EntryError {
 /// # Errors
 /// See [`EntryError`].
 pub fn read(origin: &Origin, key: &[u8], value: Option<&[u8]>) -> Result<MeshEvent, EntryError> {
-    let key = Key::parse(key)?;
+    let key = Key::parse(key).map_err(|error| EntryError::Key(Box::new(error)))?;
     let cluster: Arc<str> = origin.cluster.as_str().into();
-    let misplaced = || EntryError::Misplaced(key.clone(), origin.resource, origin.cluster.clone());
+    let misplaced = || EntryError::Misplaced(key.to_string(), origin.resource, origin.cluster.clone());
     if !belongs(origin, &key) {
         return Err(misplaced());
     }
@@ -133,7 +133,7 @@ fn belongs(origin: &Origin, key: &Key) -> bool {
 }
 
 fn decoded<T>(key: &Key, value: Result<T, ValueError>) -> Result<T, EntryError> {
-    value.map_err(|source| EntryError::Value { key: key.clone(), source })
+    value.map_err(|source| EntryError::Value { key: key.to_string(), source })
 }
 
 /// Everything is checked but the cluster's id, which the mesh's state judges: it may change, and come later.
@@ -145,7 +145,7 @@ fn checked(
 ) -> Result<(), EntryError> {
     let cluster =
         RemoteCluster { name: origin.cluster.clone(), id, max_connected_clusters: origin.mesh_size };
-    check(&cluster).map_err(|source| EntryError::Rejected { key: key.clone(), source })
+    check(&cluster).map_err(|source| EntryError::Rejected { key: key.to_string(), source: Box::new(source) })
 }
 
 fn node(origin: &Origin, key: &Key, value: &[u8]) -> Result<fact::Node, EntryError> {
@@ -174,8 +174,8 @@ fn node(origin: &Origin, key: &Key, value: &[u8]) -> Result<fact::Node, EntryErr
 fn endpoint(key: &Key, value: &[u8], entry: isthmus_wire::IpEntry) -> Result<fact::Endpoint, EntryError> {
     let pair = decoded(key, IpIdentityPair::decode(value))?;
     let mismatch = |field, found: String| EntryError::Rejected {
-        key: key.clone(),
-        source: validate::Rejection::KeyMismatch { field, found, key: entry.to_string() },
+        key: key.to_string(),
+        source: Box::new(validate::Rejection::KeyMismatch { field, found, key: entry.to_string() }),
     };
     if pair.entry != entry {
         return Err(mismatch("IP", pair.entry.to_string()));
@@ -257,12 +257,12 @@ fn local_service(key: &Key, value: &[u8]) -> Result<fact::LocalService, EntryErr
         && (service.namespace != *namespace || service.name != *name)
     {
         return Err(EntryError::Rejected {
-            key: key.clone(),
-            source: validate::Rejection::KeyMismatch {
+            key: key.to_string(),
+            source: Box::new(validate::Rejection::KeyMismatch {
                 field: "name",
                 found: format!("{}/{}", service.namespace, service.name),
                 key: format!("{namespace}/{name}"),
-            },
+            }),
         });
     }
     let mut ports = SharedPorts::default();
