@@ -77,9 +77,7 @@ impl Follower<'_> {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
         let mut announced = !usable.canaries;
         loop {
-            let stop = match self.once(&usable.session, &mut announced, &mut backoff).await {
-                Err(stop) => stop,
-            };
+            let Err(stop) = self.once(&usable.session, &mut announced, &mut backoff).await;
             let error = match stop {
                 Stop::ConsumerLeft => return ControlFlow::Break(()),
                 Stop::Session(error) => error,

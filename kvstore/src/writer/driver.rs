@@ -95,9 +95,9 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
         }
     }
     let mut flying = FuturesUnordered::new();
-    let mut batches = HashMap::new();
+    let mut batches = Batches { queue, flying: HashMap::new() };
     let mut next = 0u64;
-    let failure = 'session: loop {
+    let error = 'session: loop {
         while flying.len() < IN_FLIGHT {
             match queue.take() {
                 Work::Nothing => break,
@@ -112,7 +112,7 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
                 }
                 Work::Batch(batch) => {
                     let transaction = transaction(session.clone(), txn(&batch));
-                    batches.insert(next, batch);
+                    batches.flying.insert(next, batch);
                     flying.push(async move { (next, transaction.await) });
                     next += 1;
                 }
@@ -122,27 +122,38 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
             Some(landed) = flying.next() => landed,
             () = queue.woken() => continue,
         };
-        let batch = batches.remove(&number).expect("what lands has been flying");
+        let result = match result {
+            Err(error) if error.is_fatal() => break error,
+            other => other,
+        };
+        let batch = batches.flying.remove(&number).expect("what lands has been flying");
         match result {
             Ok(revision) => {
                 queue.done(&batch, revision);
                 backoff.reset();
             }
             Err(error) => {
-                if error.is_fatal() {
-                    batches.insert(number, batch);
-                    break error;
-                }
                 refused(queue, session, &batch, &error.to_string()).await;
                 sleep(backoff.next_delay()).await;
             }
         }
     };
-    for batch in batches.values() {
-        // Whether it arrived is unknown; writing it twice does no harm.
-        queue.failed(batch, false, failure.to_string());
+    error.into()
+}
+
+/// The batches in flight. Whatever ends the connection, and whoever notices first, they go back to the queue: whether
+/// they arrived is unknown, and writing them twice does no harm.
+struct Batches<'a> {
+    queue: &'a Queue,
+    flying: HashMap<u64, Vec<Write>>,
+}
+
+impl Drop for Batches<'_> {
+    fn drop(&mut self) {
+        for batch in self.flying.values() {
+            self.queue.failed(batch, false, "the connection was lost".into());
+        }
     }
-    failure.into()
 }
 
 /// etcd does not take a batch. The words are etcd's and gRPC's.

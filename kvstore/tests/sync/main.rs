@@ -1,0 +1,11 @@
+//! The sync protocol from end to end: readers and writers over real connections, against a real etcd and against the
+//! gateway, through everything that happens to connections and stores.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod engine;
+mod etcd;
+mod pki;
+mod proxy;
+mod reader;
+mod wait;
+mod writer;

@@ -1,0 +1,420 @@
+//! What a reader must bear.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use isthmus_kvstore::{
+    Section,
+    reader::{ClusterConfigState, Connection, Reader, ReaderConfig, SectionPhase},
+};
+
+use crate::{
+    etcd::Etcd,
+    pki::Pki,
+    proxy::Proxy,
+    wait::{self, Consumer, until_status},
+};
+
+const PREFIX: &str = "cilium/state/nodes/v1/beta";
+const CANARY: &str = "cilium/synced/beta/cilium/state/nodes/v1";
+const CONFIG: &str = "cilium/cluster-config/beta";
+
+fn nodes() -> Section {
+    Section::new(PREFIX, Some(CANARY))
+}
+
+fn key(name: &str) -> String {
+    format!("{PREFIX}/{name}")
+}
+
+async fn put(client: &mut etcd_client::Client, key: &str, value: &str) {
+    client.put(key, value, None).await.unwrap();
+}
+
+/// Makes the store a complete export of cluster beta with these nodes.
+async fn export(client: &mut etcd_client::Client, nodes: &[(&str, &str)]) {
+    put(client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+    for (name, value) in nodes {
+        put(client, &key(name), value).await;
+    }
+    put(client, CANARY, "now").await;
+}
+
+fn spawn(config: ReaderConfig) -> Reader {
+    Reader::spawn("beta".parse().unwrap(), config)
+}
+
+#[tokio::test]
+async fn lists_then_follows() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("n1", "1"), ("n2", "1")]).await;
+    put(&mut client, "cilium/state/nodes/v1/beta-2/n1", "of another cluster").await;
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.keys().cloned().collect::<Vec<_>>(), [key("n1"), key("n2")]);
+
+    put(&mut client, &key("n2"), "1").await;
+    put(&mut client, &key("n2"), "2").await;
+    put(&mut client, &key("n3"), "1").await;
+    client.delete(key("n1"), None).await.unwrap();
+    consumer.until("n1 is gone", |this| !this.map.contains_key(&key("n1"))).await;
+    assert_eq!(consumer.map[&key("n2")], "2");
+    assert_eq!(consumer.map[&key("n3")], "1");
+
+    let status = until_status(&reader, "ready", |status| {
+        status.ready()
+            && status.sections[PREFIX].keys == 2
+            && status.sections[PREFIX].lag(status.store_revision) == 0
+    })
+    .await;
+    assert_eq!(status.cluster_config, ClusterConfigState::Retrieved);
+    assert!(status.cluster_id.is_some() && status.sections[PREFIX].confirmed.is_some());
+    assert_eq!(status.connection, Connection::Connected);
+}
+
+#[tokio::test]
+async fn a_section_waits_for_the_cluster_configuration_and_for_its_canary() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    put(&mut client, &key("n1"), "1").await;
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    let status =
+        until_status(&reader, "connected", |status| status.connected() && status.last_error.is_some()).await;
+    assert!(status.last_error.unwrap().contains(CONFIG));
+    assert_eq!(status.sections[PREFIX].phase, SectionPhase::WaitingForConnection);
+
+    put(&mut client, CONFIG, "{broken").await;
+    until_status(&reader, "told what is wrong with the configuration", |status| {
+        status.last_error.as_ref().is_some_and(|error| error.contains("cannot be understood"))
+    })
+    .await;
+    put(&mut client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+    until_status(&reader, "waiting for the canary", |status| {
+        status.sections[PREFIX].phase == SectionPhase::WaitingForCanary
+    })
+    .await;
+    consumer.drain();
+    assert!(consumer.map.is_empty() && consumer.synced == 0);
+    put(&mut client, CANARY, "now").await;
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 1);
+
+    // Its deletion means nothing; a change of the configuration is told.
+    client.delete(CANARY, None).await.unwrap();
+    put(&mut client, CONFIG, r#"{"id":2}"#).await;
+    let mut config = reader.cluster_config();
+    config.wait_for(|config| config.as_deref() == Some(br#"{"id":2}"#)).await.unwrap();
+    put(&mut client, &key("n2"), "1").await;
+    consumer.until("n2", |this| this.map.len() == 2).await;
+    assert!(reader.status().borrow().ready());
+}
+
+#[tokio::test]
+async fn without_the_capability_canaries_are_not_waited_for() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    put(&mut client, CONFIG, r#"{"id":2}"#).await;
+    put(&mut client, &key("n1"), "1").await;
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 1);
+}
+
+#[tokio::test]
+async fn a_peer_whose_packets_are_dropped_is_noticed_by_keepalive() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("n1", "1"), ("n2", "1")]).await;
+    let proxy = Proxy::to(etcd.port).await;
+    let reader = spawn(ReaderConfig::new(etcd.config_at(proxy.port)));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+
+    proxy.stall();
+    let status = until_status(&reader, "the dead peer is noticed", |status| status.failures > 0).await;
+    let error = status.last_error.unwrap();
+    assert!(!error.contains("heartbeat"), "noticed by the silent heartbeat only: {error}");
+    assert!(status.sections[PREFIX].synced, "what is known stays known");
+
+    client.delete(key("n1"), None).await.unwrap();
+    put(&mut client, &key("n3"), "1").await;
+    proxy.cut();
+    proxy.recover();
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.keys().cloned().collect::<Vec<_>>(), [key("n2"), key("n3")]);
+    assert_eq!(consumer.deleted, [key("n1")]);
+}
+
+#[tokio::test]
+async fn a_store_that_stands_still_is_noticed_and_found_again() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("n1", "1")]).await;
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    etcd.signal("STOP");
+    until_status(&reader, "the stopped etcd is noticed", |status| status.failures > 0).await;
+    etcd.signal("CONT");
+    consumer.until_synced().await;
+    put(&mut etcd.client().await, &key("n2"), "1").await;
+    consumer.until("n2", |this| this.map.len() == 2).await;
+    assert!(consumer.deleted.is_empty());
+}
+
+#[tokio::test]
+async fn a_silent_heartbeat_tears_the_connection_down() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("n1", "1")]).await;
+    let config =
+        ReaderConfig { heartbeat_timeout: Duration::from_secs(1), ..ReaderConfig::new(etcd.config()) };
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    let status = until_status(&reader, "torn down", |status| status.failures >= 2).await;
+    assert!(status.last_error.unwrap().contains("cilium/.heartbeat"));
+    consumer.until_synced().await;
+    assert!(consumer.deleted.is_empty());
+
+    // With a heartbeat it holds.
+    put(&mut client, "cilium/.heartbeat", "now").await;
+    let beat = async {
+        loop {
+            put(&mut client, "cilium/.heartbeat", "now").await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let holds = async {
+        until_status(&reader, "a heartbeat", |status| status.ready() && status.last_heartbeat.is_some())
+            .await;
+        let failures = reader.status().borrow().failures;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(reader.status().borrow().failures, failures);
+    };
+    tokio::select! {
+        () = beat => {}
+        () = holds => {}
+    }
+}
+
+#[tokio::test]
+async fn a_slow_consumer_is_compacted_away_and_heals_without_loss() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("gone", "1"), ("stays", "1")]).await;
+    let config = ReaderConfig { channel_capacity: 1, ..ReaderConfig::new(etcd.config()) };
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    let other = Section::new("cilium/state/ip/v1/default", None::<Bytes>);
+    let mut quick = Consumer::new(reader.follow(other));
+    quick.until_synced().await;
+
+    // More than the connection buffers, while the consumer takes nothing.
+    let value = "x".repeat(512 << 10);
+    for round in 0..40 {
+        put(&mut client, &key("large"), &format!("{round} {value}")).await;
+    }
+    client.delete(key("gone"), None).await.unwrap();
+    put(&mut client, &key("last"), "1").await;
+    let last = client.get(key("last"), None).await.unwrap().header().unwrap().revision();
+    client.compact(last, None).await.unwrap();
+
+    // Its neighbour does not notice.
+    put(&mut client, "cilium/state/ip/v1/default/10.0.0.1", "1").await;
+    quick.until("the neighbour's event", |this| this.map.len() == 1).await;
+
+    consumer
+        .until("everything", |this| {
+            this.map.contains_key(&key("last")) && !this.map.contains_key(&key("gone"))
+        })
+        .await;
+    assert!(consumer.map[&key("large")].starts_with("39 "));
+    assert_eq!(consumer.deleted, [key("gone")]);
+    assert_eq!(reader.status().borrow().failures, 0, "the connection held");
+}
+
+#[tokio::test]
+async fn an_exchanged_store_that_is_still_being_filled_deletes_nothing() {
+    let first = Etcd::start().await;
+    export(&mut first.client().await, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
+    let proxy = Proxy::to(first.port).await;
+    let config = first.config_at(proxy.port);
+    let reader = spawn(ReaderConfig::new(config));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    let first_id = reader.status().borrow().cluster_id;
+
+    // The same address and authority, another store: its exporter has only begun.
+    let second = Etcd::start_like(&first).await;
+    let mut client = second.client().await;
+    put(&mut client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+    put(&mut client, &key("n1"), "1").await;
+    proxy.lead_to(second.port);
+    let status = until_status(&reader, "waiting for the new store's canary", |status| {
+        status.connected()
+            && status.cluster_id != first_id
+            && status.sections[PREFIX].phase == SectionPhase::WaitingForCanary
+    })
+    .await;
+    assert!(status.sections[PREFIX].synced);
+    consumer.drain();
+    assert_eq!(consumer.map.len(), 3);
+
+    put(&mut client, &key("n2"), "2").await;
+    put(&mut client, CANARY, "now").await;
+    consumer.until_synced().await;
+    assert_eq!(consumer.deleted, [key("n3")]);
+    assert_eq!(consumer.map[&key("n2")], "2");
+    assert_eq!(consumer.map.len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_left_out_and_the_rest_goes_on() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let long = key(&"k".repeat(300));
+    export(&mut client, &[("n1", "1"), ("large", &"x".repeat(2_000)), ("shrinks", "1")]).await;
+    put(&mut client, &long, "1").await;
+    let mut config = ReaderConfig::new(etcd.config());
+    config.bounds.value_bytes = 1_000;
+    config.bounds.key_bytes = 200;
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 2);
+    put(&mut client, &key("shrinks"), &"x".repeat(2_000)).await;
+    put(&mut client, &key("large"), "small now").await;
+    consumer.until("the rest", |this| this.map.contains_key(&key("large"))).await;
+    assert_eq!(consumer.deleted, [key("shrinks")]);
+    let status = until_status(&reader, "counted", |status| status.sections[PREFIX].skipped == 3).await;
+    assert!(status.sections[PREFIX].last_error.as_ref().unwrap().contains("too large"));
+}
+
+#[tokio::test]
+async fn a_section_beyond_its_bounds_takes_no_more_keys() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
+    let mut config = ReaderConfig::new(etcd.config());
+    config.bounds.keys = 2;
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    put(&mut client, &key("n1"), "2").await;
+    consumer.until("known keys still change", |this| this.map[&key("n1")] == "2").await;
+    assert_eq!(consumer.map.len(), 2);
+    assert_eq!(reader.status().borrow().sections[PREFIX].skipped, 1);
+}
+
+#[tokio::test]
+async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let value = "x".repeat(1 << 20);
+    export(&mut client, &[]).await;
+    for index in 0..50 {
+        put(&mut client, &key(&format!("n{index:02}")), &value).await;
+    }
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 50);
+    assert_eq!(reader.status().borrow().failures, 0);
+}
+
+#[tokio::test]
+async fn a_list_of_many_pages_is_complete() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    export(&mut client, &[]).await;
+    for page in 0..10 {
+        let puts: Vec<_> = (0..100)
+            .map(|index| etcd_client::TxnOp::put(key(&format!("n{}", page * 100 + index)), "1", None))
+            .collect();
+        client.txn(etcd_client::Txn::new().and_then(puts)).await.unwrap();
+    }
+    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 1_000);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_read_anew_at_each_connection() {
+    let etcd = Etcd::start().await;
+    export(&mut etcd.client().await, &[("n1", "1")]).await;
+    let stranger = Pki::new();
+    let mut config = stranger.client("reader", etcd.port);
+    config.trusted_ca_file = Some(etcd.pki.ca());
+    let files = config.identity.clone().unwrap();
+    let reader = spawn(ReaderConfig::new(config));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    let status = until_status(&reader, "refused", |status| status.last_error.is_some()).await;
+    assert!(!status.connected());
+
+    let renewed = etcd.pki.client("reader", etcd.port).identity.unwrap();
+    std::fs::copy(renewed.key_file, files.key_file).unwrap();
+    std::fs::copy(renewed.cert_file, files.cert_file).unwrap();
+    consumer.until_synced().await;
+    assert_eq!(consumer.map.len(), 1);
+}
+
+#[tokio::test]
+async fn errors_say_what_to_look_at() {
+    let etcd = Etcd::start().await;
+    let error = async |config| {
+        let reader = spawn(ReaderConfig::new(config));
+        let status = until_status(&reader, "an error", |status| status.last_error.is_some()).await;
+        status.last_error.unwrap()
+    };
+    let mut missing = etcd.config();
+    missing.trusted_ca_file = Some("/nowhere/ca.crt".into());
+    let text = error(missing).await;
+    assert!(text.contains("trusted-ca-file") && text.contains("/nowhere/ca.crt"), "{text}");
+
+    let stranger = Pki::new();
+    let mut untrusted = etcd.config();
+    untrusted.trusted_ca_file = Some(stranger.ca());
+    let text = error(untrusted).await;
+    assert!(text.contains("authority"), "{text}");
+
+    let mut nobody = etcd.config();
+    nobody.endpoints = vec!["https://127.0.0.1:1".parse().unwrap()];
+    let text = error(nobody).await;
+    assert!(text.contains("127.0.0.1:1") && text.contains("cannot connect"), "{text}");
+}
+
+#[tokio::test]
+async fn the_next_endpoint_is_tried_when_one_is_down() {
+    let etcd = Etcd::start().await;
+    export(&mut etcd.client().await, &[("n1", "1")]).await;
+    let mut config = etcd.config();
+    config.endpoints.insert(0, "https://127.0.0.1:1".parse().unwrap());
+    let reader = spawn(ReaderConfig::new(config));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    assert_eq!(reader.status().borrow().failures, 0);
+}
+
+#[tokio::test]
+async fn a_consumer_that_leaves_ends_its_section_and_a_dropped_reader_its_connection() {
+    let etcd = Etcd::start().await;
+    export(&mut etcd.client().await, &[("n1", "1")]).await;
+    let proxy = Proxy::to(etcd.port).await;
+    let reader = spawn(ReaderConfig::new(etcd.config_at(proxy.port)));
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    drop(consumer);
+    let status = until_status(&reader, "the section ends", |status| status.sections.is_empty()).await;
+    assert!(status.connected());
+    let mut seen = reader.status();
+    drop(reader);
+    seen.wait_for(|status| status.connection == Connection::Stopped).await.unwrap();
+    wait::until("the tasks end", async || seen.changed().await.is_err()).await;
+    assert_eq!(proxy.accepted(), 1);
+}

@@ -1,4 +1,0 @@
-//! Where events come from.
-
-pub mod entry;
-pub mod mesh;
