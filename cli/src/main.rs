@@ -1,3 +1,65 @@
-//! The command line: lab, status.
+//! `isthmus`: whole clusters on one machine, and how a mesh is doing.
 
-fn main() {}
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod keep;
+mod lab;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Joins Kubernetes clusters into one mesh.
+#[derive(Debug, Parser)]
+#[command(name = "isthmus", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Whole clusters on this machine: demos, tests, experiments
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
+    /// How the mesh is doing: per cluster and per node
+    Status(status::StatusArgs),
+}
+
+const EXAMPLES: &str = "Examples:
+  # Two clusters share a global service, as a short story
+  isthmus lab run kind-scenarios/global-service
+
+  # The same, left running; then look around
+  isthmus lab run kind-scenarios/global-service --keep
+  isthmus status
+  isthmus lab exec alpha/client -- curl -s http://CLUSTER-IP/
+  isthmus lab down";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // RUST_LOG=isthmus_lab=debug shows what the lab's kubelets and controllers do.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match Cli::parse().command {
+        Command::Lab(command) => lab::run(command).await,
+        Command::Status(args) => status::run(args).await,
+    };
+    result.unwrap_or_else(|e| {
+        eprintln!("isthmus: {e}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

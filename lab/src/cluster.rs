@@ -1,24 +1,23 @@
 //! One cluster of a lab: its Kubernetes API, its clustermesh-apiserver, its nodes.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clustermesh_apiserver::pki::Client;
 use ipnet::IpNet;
-use kube::Client;
 
 use crate::error::{LabError, Result};
 use crate::kube_api::KubeApi;
 use crate::lab::Ground;
-use crate::mesh_pki::MeshPki;
-use crate::pki::CertFiles;
+use crate::pki::{Authority, CertFiles};
 use crate::process::Launch;
 use crate::spec::{ClusterSpec, LabSpec, Store};
 use crate::state::{self, read_json};
 use crate::topology::{CONTROL_PLANE, ClusterNet};
-use crate::{controllers, http, kubelet, programs, rbac, wait};
+use crate::{controllers, crds, http, kubelet, programs, rbac, status, wait};
 
 /// A running cluster.
 pub struct Cluster {
@@ -52,6 +51,7 @@ impl Cluster {
             &plan.service_ranges(),
         )
         .await?;
+        crds::install(&api.client).await?;
         rbac::install(&api.client).await?;
         Ok(Self { spec: spec.clone(), net, api, ground: Arc::clone(ground) })
     }
@@ -72,7 +72,7 @@ impl Cluster {
     }
 
     /// A client of its Kubernetes API with every right.
-    pub fn client(&self) -> Client {
+    pub fn client(&self) -> kube::Client {
         self.api.client.clone()
     }
 
@@ -89,6 +89,20 @@ impl Cluster {
     /// The status socket of its clustermesh-apiserver.
     pub fn apiserver_socket(&self) -> PathBuf {
         self.ground.state.apiserver_socket(self.name())
+    }
+
+    /// Whether the clustermesh-apiserver says that it is connected to a peer.
+    ///
+    /// # Errors
+    /// In words: when it does not answer, or has no such peer.
+    pub async fn peer_connected(&self, peer: &str) -> Result<bool, String> {
+        let status = status::apiserver(&self.apiserver_socket()).await.map_err(|e| e.to_string())?;
+        let found = status.peers.iter().find(|p| p.name == peer);
+        found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
+    }
+
+    pub(crate) fn real_kubernetes(&self) -> bool {
+        self.api.real()
     }
 
     /// The folder with its peers' files.
@@ -134,20 +148,20 @@ impl Cluster {
     }
 
     /// Certificates, peer files and kubeconfigs of the daemons.
-    pub(crate) fn prepare_mesh(&self, pki: &MeshPki, lab: &LabSpec, all: &[Cluster]) -> Result<()> {
-        let addresses: Vec<IpAddr> = self.net.plan.control_plane().iter().map(IpNet::addr).collect();
-        let mut sans = addresses.clone();
-        sans.push([127, 0, 0, 1].into());
-        pki.gateway(self.name(), &sans)?;
-        pki.admin(self.name())?;
-        let remote = pki.remote(self.name())?;
+    pub(crate) fn prepare_mesh(&self, pki: &Authority, lab: &LabSpec, all: &[Cluster]) -> Result<()> {
+        let addresses: Vec<String> =
+            self.net.plan.control_plane().iter().map(|a| a.addr().to_string()).collect();
+        pki.gateway(&format!("{}-gateway", self.name()), &addresses)?;
+        pki.mesh_client(Client::Admin(self.name()))?;
+        pki.mesh_client(Client::Local(self.name()))?;
+        let remote = pki.mesh_client(Client::Remote(self.name()))?;
         for peer in &self.spec.peers {
             let other = all.iter().find(|c| c.name() == peer);
             let other =
                 other.ok_or_else(|| LabError::invalid(format!("there is no cluster {peer} to join")))?;
             other.write_client_config(&self.peers_dir().join(peer), pki, &remote)?;
         }
-        let agent = pki.agent(self.name())?;
+        let agent = pki.mesh_client(Client::Agent(self.name()))?;
         let dir = self.ground.state.cluster(self.name());
         self.api.kubeconfig(&dir.join("apiserver.kubeconfig"), self.name(), rbac::APISERVER_USER, &[])?;
         for node in self.nodes() {
@@ -162,13 +176,13 @@ impl Cluster {
     }
 
     /// An etcd client configuration for this cluster's gateway.
-    fn write_client_config(&self, path: &std::path::Path, pki: &MeshPki, client: &CertFiles) -> Result<()> {
+    fn write_client_config(&self, path: &std::path::Path, pki: &Authority, client: &CertFiles) -> Result<()> {
         let gateway = self.gateway();
         let text = format!(
             "endpoints:\n- https://{gateway}\ntrusted-ca-file: {}\nkey-file: {}\ncert-file: {}\n",
             pki.ca().display(),
             client.key.display(),
-            client.cert.display(),
+            client.certificate.display(),
         );
         state::write_whole(path, text.as_bytes())
     }

@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::netns::NetNs;
 
 /// Longest answer that is read.
-const MOST: u64 = 1 << 20;
+const MOST: u64 = 16 << 20;
 
 /// `GET path` from inside `ns`: the status code and the body.
 ///
@@ -21,15 +22,29 @@ pub(crate) async fn get(
     path: &str,
     deadline: Duration,
 ) -> io::Result<(u16, String)> {
-    let asked = async {
-        let mut stream = ns.connect(to).await?;
-        // 1.0, so that the answer ends with the connection.
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {to}\r\n\r\n").as_bytes()).await?;
-        let mut bytes = Vec::new();
-        stream.take(MOST).read_to_end(&mut bytes).await?;
-        parse(&String::from_utf8_lossy(&bytes))
-    };
+    let asked = async { ask(ns.connect(to).await?, &to.to_string(), path).await };
     tokio::time::timeout(deadline, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// `GET path` over a Unix socket.
+///
+/// # Errors
+/// As [`get`].
+pub(crate) async fn get_unix(socket: &Path, path: &str, deadline: Duration) -> io::Result<(u16, String)> {
+    let asked = async { ask(tokio::net::UnixStream::connect(socket).await?, "localhost", path).await };
+    tokio::time::timeout(deadline, asked).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn ask(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+) -> io::Result<(u16, String)> {
+    // 1.0, so that the answer ends with the connection.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).await?;
+    let mut bytes = Vec::new();
+    stream.take(MOST).read_to_end(&mut bytes).await?;
+    parse(&String::from_utf8_lossy(&bytes))
 }
 
 fn parse(answer: &str) -> io::Result<(u16, String)> {

@@ -1,21 +1,24 @@
 //! The Kubernetes API of a cluster: the stand-in, or with `KUBEBUILDER_ASSETS` the real one.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use isthmus_kube_api::Tls;
+use isthmus_kube_api::real::{RealConfig, RealKubeApi};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::error::{LabError, Result};
+use crate::error::{Doing, LabError, Result};
 use crate::lab::Ground;
 use crate::netns::NetNs;
 use crate::pki::{self, Authority, CertFiles};
-use crate::process::Launch;
+use crate::process::{Launch, Process};
 use crate::topology::CONTROL_PLANE;
-use crate::{forwarder, programs, wait};
+use crate::{cgroup, forwarder, programs, wait};
 
 /// Where the API listens, in its control plane's namespace.
 pub(crate) const PORT: u16 = 6443;
@@ -29,6 +32,13 @@ pub(crate) struct KubeApi {
     pub(crate) client: Client,
     authority: Authority,
     inside: String,
+    running: Running,
+}
+
+enum Running {
+    StandIn(Process),
+    /// Ends when dropped.
+    Real(Box<RealKubeApi>),
 }
 
 impl KubeApi {
@@ -42,41 +52,56 @@ impl KubeApi {
     ) -> Result<Self> {
         let dir = ground.state.cluster(cluster).join("kubernetes");
         let authority = Authority::create(&format!("{cluster} Kubernetes CA"), &dir)?;
-        let mut names: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
-        names.push([127, 0, 0, 1].into());
+        let mut names: Vec<String> = addresses.iter().map(|a| a.addr().to_string()).collect();
         // The `kubernetes` service has the first address of the range.
-        names.extend(services.iter().filter_map(|range| range.hosts().next()));
-        let dns = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
-        let server = authority.server("server", &dns, &names)?;
-        let admin = authority.client("admin", "isthmus:admin", &["system:masters"])?;
+        names.extend(services.iter().filter_map(|range| range.hosts().next()).map(|first| first.to_string()));
+        let fixed = ["127.0.0.1", "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+        names.extend(fixed.map(str::to_owned));
+        let server = authority.server("server", &names)?;
+        let admin = authority.user("admin", "isthmus:admin", &["system:masters"])?;
 
         let listen = SocketAddr::new(addresses[0].addr(), PORT);
-        let process = format!("{cluster}/kubernetes");
-        let launch = Launch {
-            name: process.clone(),
-            program: programs::ours(programs::KUBE_API)?,
-            args: stand_in(listen, &server, &authority.ca(), services),
-            env: Default::default(),
-            netns: ns.path(),
-            cgroup: ground.cgroup.join(cluster).join(CONTROL_PLANE).join("kubernetes"),
-            hostname: None,
-            log: ground.state.log(&process),
+        let place = Place { ground, cluster, ns, listen, services };
+        let running = match isthmus_kube_api::real::assets() {
+            Some(assets) => Running::Real(Box::new(place.real(assets, &server, &authority).await?)),
+            None => Running::StandIn(place.stand_in(&server, &authority).await?),
         };
-        let running = ground.run(launch).await?;
 
         let door = forwarder::forward(ns.clone(), listen, ground.stop.clone()).await?;
         let kubeconfig = ground.state.kubeconfig(cluster);
         pki::write_kubeconfig(&kubeconfig, cluster, &format!("https://{door}"), &authority.ca(), &admin)?;
         let client = client(&kubeconfig).await?;
-        wait::until(format!("the Kubernetes API of {cluster} to be ready"), READY, || async {
-            if !running.running() {
-                return Ok(Err(running.died()));
-            }
+        let mut api = Self { client, authority, inside: format!("https://{listen}"), running };
+        api.wait_ready(cluster).await?;
+        Ok(api)
+    }
+
+    /// Whether the real one runs.
+    pub(crate) fn real(&self) -> bool {
+        matches!(self.running, Running::Real(_))
+    }
+
+    async fn wait_ready(&mut self, cluster: &str) -> Result<()> {
+        let client = self.client.clone();
+        let ask = async || {
             let request = http::Request::get("/readyz").body(Vec::new()).map_err(|e| e.to_string())?;
-            client.request_text(request).await.map(|_| Ok(())).map_err(|e| e.to_string())
-        })
-        .await??;
-        Ok(Self { client, authority, inside: format!("https://{listen}") })
+            client.request_text(request).await.map(drop).map_err(|e| e.to_string())
+        };
+        match &mut self.running {
+            Running::StandIn(process) => {
+                wait::until(format!("the Kubernetes API of {cluster} to be ready"), READY, || async {
+                    if !process.running() {
+                        return Ok(Err(process.died()));
+                    }
+                    ask().await.map(Ok)
+                })
+                .await?
+            }
+            Running::Real(api) => {
+                let ready = api.wait_ready(READY, async || ask().await.is_ok()).await;
+                ready.map_err(|e| LabError::invalid(format!("the Kubernetes API of {cluster}: {e}")))
+            }
+        }
     }
 
     /// A kubeconfig for a program in the cluster's own network.
@@ -85,32 +110,83 @@ impl KubeApi {
     /// When it cannot be written.
     pub(crate) fn kubeconfig(&self, path: &Path, cluster: &str, user: &str, groups: &[&str]) -> Result<()> {
         let file = path.file_stem().unwrap_or_default().to_string_lossy();
-        let client = self.authority.client(&file, user, groups)?;
+        let client = self.authority.user(&file, user, groups)?;
         pki::write_kubeconfig(path, cluster, &self.inside, &self.authority.ca(), &client)
     }
 }
 
-fn stand_in(
+/// What is known before it starts.
+struct Place<'a> {
+    ground: &'a Arc<Ground>,
+    cluster: &'a str,
+    ns: &'a NetNs,
     listen: SocketAddr,
-    server: &CertFiles,
-    ca: &Path,
-    services: &[IpNet],
-) -> Vec<std::ffi::OsString> {
-    let mut args: Vec<std::ffi::OsString> = vec![
-        "--listen".into(),
-        listen.to_string().into(),
-        "--tls-cert".into(),
-        (&server.cert).into(),
-        "--tls-key".into(),
-        (&server.key).into(),
-        "--client-ca".into(),
-        ca.into(),
-    ];
-    for range in services {
-        args.push("--service-cidr".into());
-        args.push(range.to_string().into());
+    services: &'a [IpNet],
+}
+
+impl Place<'_> {
+    fn cgroup(&self) -> PathBuf {
+        self.ground.cgroup.join(self.cluster).join(CONTROL_PLANE).join("kubernetes")
     }
-    args
+
+    async fn stand_in(&self, server: &CertFiles, authority: &Authority) -> Result<Process> {
+        let name = format!("{}/kubernetes", self.cluster);
+        let services: Vec<String> = self.services.iter().map(ToString::to_string).collect();
+        let args: Vec<OsString> = vec![
+            "--listen".into(),
+            self.listen.to_string().into(),
+            "--tls-cert".into(),
+            (&server.certificate).into(),
+            "--tls-key".into(),
+            (&server.key).into(),
+            "--client-ca".into(),
+            authority.ca().into(),
+            "--service-cidr".into(),
+            services.join(",").into(),
+        ];
+        let launch = Launch {
+            program: programs::ours(programs::KUBE_API)?,
+            args,
+            env: Default::default(),
+            netns: self.ns.path(),
+            cgroup: self.cgroup(),
+            hostname: None,
+            log: self.ground.state.log(&name),
+            name,
+        };
+        self.ground.run(launch).await
+    }
+
+    async fn real(&self, assets: PathBuf, server: &CertFiles, authority: &Authority) -> Result<RealKubeApi> {
+        let read = |path: &Path| std::fs::read(path).doing(|| format!("reading {}", path.display()));
+        let tls = Tls {
+            cert_pem: read(&server.certificate)?,
+            key_pem: read(&server.key)?,
+            client_ca_pem: read(&authority.ca())?,
+        };
+        cgroup::create(&self.cgroup())?;
+        let config = RealConfig {
+            assets,
+            dir: self.ground.state.cluster(self.cluster).join("kubernetes"),
+            listen: self.listen,
+            advertise: None,
+            tls,
+            service_cidrs: self.services.to_vec(),
+            // Apart from the store's etcd, which has the namespace's 12379 and 12380.
+            etcd_ports: Some((22379, 22380)),
+            command_prefix: vec![
+                programs::ours(programs::LAB_POD)?.into(),
+                "run".into(),
+                "--netns".into(),
+                self.ns.path().into(),
+                "--cgroup".into(),
+                self.cgroup().into(),
+                "--".into(),
+            ],
+        };
+        let started = RealKubeApi::start(config).await;
+        started.map_err(|e| LabError::invalid(format!("the Kubernetes API of {}: {e}", self.cluster)))
+    }
 }
 
 /// A client from a kubeconfig file.

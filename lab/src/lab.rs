@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 use crate::error::{Doing, LabError, Result};
-use crate::mesh_pki::MeshPki;
 use crate::names::{ClusterPlan, LabName};
+use crate::pki::Authority;
 use crate::process::{Launch, Process};
 use crate::spec::LabSpec;
 use crate::state::{ClusterState, LabState, ProcessId, StateDir};
@@ -81,7 +81,7 @@ impl Lab {
         futures::future::try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
 
         progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
-        let pki = MeshPki::create(&ground.state.path().join("pki"))?;
+        let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
         for cluster in &clusters {
             cluster.prepare_mesh(&pki, &spec, &clusters)?;
         }
@@ -193,9 +193,27 @@ impl Lab {
         daemons.values().filter(|d| !d.running()).cloned().collect()
     }
 
+    /// Which Kubernetes API the clusters have: `stand-in` or `kube-apiserver`.
+    pub fn kubernetes(&self) -> &'static str {
+        if self.clusters.iter().any(Cluster::real_kubernetes) { "kube-apiserver" } else { "stand-in" }
+    }
+
     /// The names of all daemons.
     pub fn daemons(&self) -> Vec<String> {
         self.ground.daemons.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// A pod and a service address to try, if the pods named `client` and a service are there.
+    pub async fn example(&self) -> Option<(String, String)> {
+        let cluster = self.clusters.first()?;
+        cluster.pod("default", "client").ok()?;
+        let services: kube::Api<k8s_openapi::api::core::v1::Service> =
+            kube::Api::namespaced(cluster.client(), "default");
+        let services = services.list(&kube::api::ListParams::default()).await.ok()?;
+        let service = services.into_iter().find(|s| s.metadata.name.as_deref() != Some("kubernetes"))?;
+        let address: std::net::IpAddr = service.spec?.cluster_ip?.parse().ok()?;
+        let address = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        Some((format!("{}/client", cluster.name()), address))
     }
 
     /// Writes down that this lab stays, and who plays its kubelets.

@@ -56,6 +56,13 @@ impl LabName {
     }
 }
 
+impl LabName {
+    /// For what has no usable name of its own.
+    pub fn fallback() -> Self {
+        Self("lab".into())
+    }
+}
+
 impl FromStr for LabName {
     type Err = LabError;
     fn from_str(s: &str) -> Result<Self, LabError> {

@@ -2,30 +2,24 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use clustermesh_apiserver::pki::{self, Client, Identity, PkiError};
 use serde_json::json;
 
 use crate::error::{Doing, LabError, Result};
 
+/// A lab does not live for long, but its clock may be wrong.
+const VALIDITY: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Paths of a certificate and its key, both PEM.
-#[derive(Debug, Clone)]
-pub(crate) struct CertFiles {
-    /// The certificate.
-    pub(crate) cert: PathBuf,
-    /// Its private key.
-    pub(crate) key: PathBuf,
-}
+pub(crate) type CertFiles = pki::IdentityFiles;
 
 /// A certificate authority whose certificates lie in one folder.
 pub(crate) struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    authority: pki::Authority,
     dir: PathBuf,
 }
 
@@ -36,16 +30,9 @@ impl Authority {
     /// When the folder cannot be written.
     pub(crate) fn create(common_name: &str, dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).doing(|| format!("making {}", dir.display()))?;
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        let key = KeyPair::generate().map_err(refused)?;
-        let issuer = CertifiedIssuer::self_signed(params, key).map_err(refused)?;
-        let authority = Self { issuer, dir: dir.to_owned() };
-        write_private(&authority.ca(), authority.issuer.pem().as_bytes())?;
-        Ok(authority)
+        let authority = pki::Authority::generate(common_name, VALIDITY).map_err(refused)?;
+        authority.write(dir, "ca").map_err(refused)?;
+        Ok(Self { authority, dir: dir.to_owned() })
     }
 
     /// Path of its own certificate.
@@ -53,45 +40,41 @@ impl Authority {
         self.dir.join("ca.crt")
     }
 
-    /// A server's certificate, `<name>.crt` and `<name>.key`.
+    /// A server's certificate, `<file>.crt` and `<file>.key`, valid for these names and addresses.
     ///
     /// # Errors
     /// When a name cannot be in a certificate, or the files cannot be written.
-    pub(crate) fn server(&self, name: &str, dns: &[&str], addresses: &[IpAddr]) -> Result<CertFiles> {
-        let names: Vec<String> = dns.iter().map(|&s| s.to_owned()).collect();
-        let mut params = CertificateParams::new(names).map_err(refused)?;
-        params.subject_alt_names.extend(addresses.iter().map(|a| SanType::IpAddress(*a)));
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.issue(name, params)
+    pub(crate) fn server(&self, file: &str, names: &[String]) -> Result<CertFiles> {
+        self.write(file, self.authority.server(file, names, VALIDITY))
     }
 
-    /// A client's certificate, `<file>.crt` and `<file>.key`: Kubernetes takes the common name as the user and
+    /// The certificate of a mesh gateway.
+    ///
+    /// # Errors
+    /// As [`Authority::server`].
+    pub(crate) fn gateway(&self, file: &str, extra: &[String]) -> Result<CertFiles> {
+        self.write(file, self.authority.gateway("isthmus-system", extra, VALIDITY))
+    }
+
+    /// The certificate of a mesh gateway's client, named after its user.
+    ///
+    /// # Errors
+    /// When the files cannot be written.
+    pub(crate) fn mesh_client(&self, client: Client<'_>) -> Result<CertFiles> {
+        self.write(&client.common_name(), self.authority.client(client, VALIDITY))
+    }
+
+    /// A Kubernetes user's certificate, `<file>.crt` and `<file>.key`: the API takes the common name as the user and
     /// the organisations as its groups.
     ///
     /// # Errors
     /// When the files cannot be written.
-    pub(crate) fn client(&self, file: &str, user: &str, groups: &[&str]) -> Result<CertFiles> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
-        }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.issue(file, params)
+    pub(crate) fn user(&self, file: &str, user: &str, groups: &[&str]) -> Result<CertFiles> {
+        self.write(file, self.authority.user(user, groups, VALIDITY))
     }
 
-    fn issue(&self, file: &str, mut params: CertificateParams) -> Result<CertFiles> {
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        let key = KeyPair::generate().map_err(refused)?;
-        let cert = params.signed_by(&key, &self.issuer).map_err(refused)?;
-        let files = CertFiles {
-            cert: self.dir.join(format!("{file}.crt")),
-            key: self.dir.join(format!("{file}.key")),
-        };
-        write_private(&files.cert, cert.pem().as_bytes())?;
-        write_private(&files.key, key.serialize_pem().as_bytes())?;
-        Ok(files)
+    fn write(&self, file: &str, identity: Result<Identity, PkiError>) -> Result<CertFiles> {
+        identity.and_then(|identity| identity.write(&self.dir, file)).map_err(refused)
     }
 }
 
@@ -117,7 +100,7 @@ pub(crate) fn write_kubeconfig(
         "kind": "Config",
         "clusters": [{"name": cluster, "cluster": {"server": server, "certificate-authority-data": read(ca)?}}],
         "users": [{"name": cluster, "user": {
-            "client-certificate-data": read(&client.cert)?, "client-key-data": read(&client.key)?,
+            "client-certificate-data": read(&client.certificate)?, "client-key-data": read(&client.key)?,
         }}],
         "contexts": [{"name": cluster, "context": {"cluster": cluster, "user": cluster}}],
         "current-context": cluster,
@@ -134,6 +117,6 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     file.and_then(|mut file| file.write_all(bytes)).doing(|| format!("writing {}", path.display()))
 }
 
-fn refused(e: rcgen::Error) -> LabError {
+fn refused(e: PkiError) -> LabError {
     LabError::invalid(format!("making a certificate: {e}"))
 }

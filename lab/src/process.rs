@@ -213,6 +213,31 @@ pub fn tail(path: &Path, lines: usize) -> String {
     }
 }
 
+/// Asks a child of the calling process to end.
+pub fn terminate(child: i32) {
+    let _ = kill(Pid::from_raw(child), Signal::SIGTERM);
+}
+
+/// Leaves the session and the terminal of whoever started this process.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn detach() -> Result<()> {
+    match nix::unistd::setsid() {
+        // The leader of a process group cannot; it has no terminal's group to leave either.
+        Ok(_) | Err(nix::Error::EPERM) => Ok(()),
+        Err(e) => Err(e).doing(|| "leaving the terminal"),
+    }
+}
+
+/// From here on standard output and standard error go nowhere.
+pub fn silence() {
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = nix::unistd::dup2_stdout(&null);
+        let _ = nix::unistd::dup2_stderr(&null);
+    }
+}
+
 /// Starts a command on a thread that lives as long as this process: the kernel's "end with the parent" means the
 /// thread that started the child, and threads of a runtime come and go.
 async fn spawn(command: Command) -> std::io::Result<Child> {

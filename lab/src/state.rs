@@ -162,6 +162,11 @@ impl StateDir {
     }
 }
 
+/// Whether this process may make and remove labs.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 /// The names of all labs that have a state folder.
 pub fn labs() -> Vec<LabName> {
     let Ok(entries) = fs::read_dir(STATE_ROOT) else { return Vec::new() };

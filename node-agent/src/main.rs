@@ -1,3 +1,168 @@
 //! Turns the mesh's state into eBPF maps on one node.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use isthmus_daemon::{LogFormat, LogLevel, LoopbackAddr, init_logging, shutdown_on_signal};
+use isthmus_node_agent::daemon::{self, Config};
+use isthmus_node_agent::datapath::MapSizes;
+use isthmus_node_agent::sources::mesh::OwnCluster;
+use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
+
+const EXAMPLES: &str = "Examples:
+  # On a node of cluster alpha, beside kube-proxy:
+  node-agent --cluster-name alpha --cluster-id 1 --node-name node-1 \\
+      --gateway-config /var/lib/isthmus/gateway.yaml
+
+  # Instead of kube-proxy:
+  node-agent --cluster-name alpha --cluster-id 1 --node-name node-1 \\
+      --gateway-config /var/lib/isthmus/gateway.yaml --kube-proxy-replacement
+
+  # How it is:
+  curl --unix-socket /run/isthmus/agent.sock http://localhost/v1/status
+
+  # Remove everything that it has attached and pinned, when uninstalling:
+  node-agent cleanup --bpf-fs /sys/fs/bpf/isthmus";
+
+/// Balances services of the mesh on this node.
+///
+/// Reads the mesh from the own cluster's gateway (the clustermesh-apiserver) and fills eBPF maps. What it has attached
+/// serves on while it is not running; started again, it takes over.
+#[derive(Parser)]
+#[command(name = "node-agent", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Option<Run>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Detach all programs and remove all maps.
+    Cleanup {
+        /// Pin directory that the agent was given
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/isthmus")]
+        bpf_fs: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Run {
+    /// Name of this cluster
+    #[arg(long, value_name = "NAME")]
+    cluster_name: ClusterName,
+    /// Id of this cluster in the mesh, 1 to 255 (or 511)
+    #[arg(long, value_name = "ID")]
+    cluster_id: ClusterId,
+    /// How many clusters the mesh is set up for: 255 or 511, the same in every cluster
+    #[arg(long, value_name = "N", default_value = "255", value_parser = mesh_size)]
+    max_connected_clusters: MaxConnectedClusters,
+    /// Name of this node, as Kubernetes knows it
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+    /// How to reach the Kubernetes API; as a pod's service account does if not given
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Client configuration (etcd's YAML) for this cluster's gateway, with a certificate of `agent-<cluster>`
+    #[arg(long, value_name = "FILE")]
+    gateway_config: PathBuf,
+    /// Directory on a BPF file system for maps and programs; one agent per directory
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/isthmus")]
+    bpf_fs: PathBuf,
+    /// cgroup2 directory to balance sockets in, below which the kubelet makes the cgroups of pods
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    cgroup_root: PathBuf,
+    /// Where the node's procfs is mounted
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    proc_root: PathBuf,
+    /// Balance every ClusterIP service, not only the global ones
+    #[arg(long)]
+    kube_proxy_replacement: bool,
+    /// Entries of the map of frontends
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().services)]
+    bpf_map_services: u32,
+    /// Entries of the map of backends
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().backends)]
+    bpf_map_backends: u32,
+    /// Entries of the map of addresses and identities
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().ipcache)]
+    bpf_map_ipcache: u32,
+    /// Seconds that peers have to be read after a start before what an earlier run knew of them is dropped
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    clustermesh_sync_timeout: u64,
+    /// Seconds between two comparisons of the kernel's maps with what they should hold
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    map_compare_interval: u64,
+    /// Where /healthz and /readyz are served, in plain text and therefore on loopback only
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9879")]
+    health_address: LoopbackAddr,
+    /// Where /metrics is served, in plain text and therefore on loopback only
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9963")]
+    metrics_address: LoopbackAddr,
+    /// Unix socket for `isthmus status`
+    #[arg(long, value_name = "PATH", default_value = "/run/isthmus/agent.sock")]
+    api_socket: PathBuf,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// What is logged: a level, or a list of target=level
+    #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
+    log_level: LogLevel,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match (cli.command, cli.run) {
+        (Some(Command::Cleanup { bpf_fs }), _) => daemon::cleanup(&bpf_fs).map_err(anyhow::Error::from),
+        (None, Some(run)) => serve(run),
+        (None, None) => Err(anyhow::anyhow!("nothing to do; see node-agent --help")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("node-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(run: Run) -> anyhow::Result<()> {
+    init_logging(run.log_format, &run.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = shutdown_on_signal()?;
+        Ok(daemon::run(config(run), shutdown).await?)
+    })
+}
+
+fn config(run: Run) -> Config {
+    Config {
+        own: OwnCluster { name: run.cluster_name, id: run.cluster_id, mesh_size: run.max_connected_clusters },
+        node: run.node_name,
+        kubeconfig: run.kubeconfig,
+        gateway_config: run.gateway_config,
+        bpf_fs: run.bpf_fs,
+        cgroup_root: run.cgroup_root,
+        proc_root: run.proc_root,
+        kube_proxy_replacement: run.kube_proxy_replacement,
+        sizes: MapSizes {
+            services: run.bpf_map_services,
+            backends: run.bpf_map_backends,
+            ipcache: run.bpf_map_ipcache,
+            ..MapSizes::default()
+        },
+        sync_timeout: Duration::from_secs(run.clustermesh_sync_timeout),
+        compare_every: Duration::from_secs(run.map_compare_interval),
+        health: run.health_address,
+        metrics: run.metrics_address,
+        api_socket: run.api_socket,
+    }
+}
+
+fn mesh_size(text: &str) -> Result<MaxConnectedClusters, String> {
+    let number: u32 = text.parse().map_err(|_| format!("{text} is neither 255 nor 511"))?;
+    MaxConnectedClusters::try_from(number).map_err(|error| error.to_string())
+}

@@ -188,7 +188,7 @@ impl Run {
     }
 
     fn plan(&mut self, refused: u64) {
-        let (ops, _) = self.agent.plan(self.now);
+        let (ops, _) = self.agent.plan(self.now, true);
         let mut number = 0;
         let results = self.maps.apply(&ops, |_| {
             number += 1;
@@ -376,7 +376,7 @@ fn backends() -> impl Strategy<Value = Vec<Backend>> {
     let backend = (0..PODS, prop::collection::vec(port(), 0..3), any::<bool>(), prop::option::of(0..NODES))
         .prop_map(|(pod, ports, terminating, node)| Backend {
             addr: pod_ip(pod),
-            ports,
+            ports: ports.into(),
             condition: if terminating { Condition::Terminating } else { Condition::Active },
             node: node.map(|node| format!("node-{node}").into()),
         });

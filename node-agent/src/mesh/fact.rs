@@ -91,8 +91,8 @@ pub enum Condition {
 pub struct Backend {
     /// Address of the pod.
     pub addr: IpAddr,
-    /// Its target ports.
-    pub ports: Vec<Port>,
+    /// Its target ports, shared by all backends of a value that have the same.
+    pub ports: Arc<[Port]>,
     /// Ready, or on its way out.
     pub condition: Condition,
     /// Node that it runs on, where known.

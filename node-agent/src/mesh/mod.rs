@@ -702,7 +702,8 @@ impl Mesh {
             reserved::HOST if !own => reserved::REMOTE_NODE,
             other => other,
         };
-        let host = claim.host.filter(|host| !own_node && !(own && self.own_ranges.is_node_address(*host)));
+        let here = |host: &IpAddr| own_node || (own && self.own_ranges.is_node_address(*host));
+        let host = claim.host.filter(|host| !here(host));
         Resolved { identity, host, encryption_key: claim.encryption_key, cluster: if own { 0 } else { id } }
     }
 

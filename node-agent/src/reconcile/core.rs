@@ -86,8 +86,9 @@ impl Reconciler {
         self.mesh.apply(event, at, &mut self.changes)
     }
 
-    /// The operations that bring the maps to what the events so far ask for, and, once, how the start went.
-    pub fn plan(&mut self, now: Moment) -> (Vec<MapOp>, Option<Started>) {
+    /// The operations that bring the maps to what the events so far ask for, and, once, how the start went. What failed
+    /// before is part of it if `retry` says so.
+    pub fn plan(&mut self, now: Moment, retry: bool) -> (Vec<MapOp>, Option<Started>) {
         let changes = std::mem::take(&mut self.changes);
         let started = self.advance_startup(now);
         let mut delta = if started.is_some() || (changes.synced && self.startup != Startup::Done) {
@@ -97,7 +98,9 @@ impl Reconciler {
         } else {
             self.frontends.delta(&self.mesh, rules(&self.mesh, self.policy), &changes)
         };
-        self.add_again(&mut delta);
+        if retry {
+            self.add_again(&mut delta);
+        }
         (self.plan_delta(&delta), started)
     }
 
@@ -139,6 +142,11 @@ impl Reconciler {
     /// Whether the start is over: the maps hold what the mesh asks for, and nothing else.
     pub fn is_started(&self) -> bool {
         self.startup == Startup::Done
+    }
+
+    /// Whether all of the own cluster has been read, and planned for.
+    pub fn has_read_own(&self) -> bool {
+        self.startup != Startup::ReadingOwn
     }
 
     /// The state of the mesh.

@@ -1,0 +1,333 @@
+//! Runs the steps of a scenario in a lab, and reports what they found.
+
+mod curl;
+mod objects;
+mod traffic;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use futures::future::try_join_all;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+
+use self::curl::Curl;
+use self::objects::Object;
+pub(crate) use self::objects::kind;
+use self::traffic::Traffic;
+use crate::error::{Doing, LabError, Result};
+use crate::lab::Lab;
+use crate::process::tail;
+use crate::report::{LogTail, Report, StepReport, Tally};
+use crate::scenario::{Exec, Observe, Request, Scenario, Status, Step, Verb};
+use crate::wait;
+
+/// Who listens while a scenario runs.
+pub trait Audience: Send {
+    /// A stage of raising the lab begins.
+    fn stage(&mut self, what: &str);
+    /// The lab is up; so long it took.
+    fn raised(&mut self, took: Duration);
+    /// A step begins.
+    fn begins(&mut self, number: usize, say: &str);
+    /// A step has ended.
+    fn ended(&mut self, step: &StepReport);
+    /// All is done.
+    fn finished(&mut self, report: &Report);
+}
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Audience for Silent {
+    fn stage(&mut self, _: &str) {}
+    fn raised(&mut self, _: Duration) {}
+    fn begins(&mut self, _: usize, _: &str) {}
+    fn ended(&mut self, _: &StepReport) {}
+    fn finished(&mut self, _: &Report) {}
+}
+
+/// Applies the manifests and goes through the steps, up to the first whose expectation does not hold.
+pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mut dyn Audience) -> Report {
+    let mut runner = Runner { lab, scenario, traffic: BTreeMap::new(), before: BTreeMap::new(), node: None };
+    let started = Instant::now();
+    let mut report = Report {
+        title: scenario.title.clone(),
+        lab: lab.name().to_string(),
+        store: lab.spec().store.as_str().to_owned(),
+        kubernetes: lab.kubernetes().to_owned(),
+        started: Utc::now().to_rfc3339(),
+        raised_ms: raised.as_secs_f64() * 1e3,
+        steps_ms: 0.0,
+        passed: true,
+        steps: Vec::new(),
+        logs: Vec::new(),
+    };
+    let manifests = Step { say: "apply the manifests".into(), verb: Verb::Heal, shows: None };
+    let first = (!scenario.manifests.is_empty()).then_some(&manifests);
+    for (i, step) in first.into_iter().chain(&scenario.steps).enumerate() {
+        let number = i + 1;
+        audience.begins(number, &step.say);
+        let begun = Instant::now();
+        let mut done = StepReport { number, say: step.say.clone(), ..StepReport::default() };
+        let outcome = match std::ptr::eq(step, &manifests) {
+            true => runner.manifests().await,
+            false => runner.step(step, &mut done).await,
+        };
+        done.took_ms = begun.elapsed().as_secs_f64() * 1e3;
+        done.passed = outcome.is_ok();
+        done.failure = outcome.err().map(|e| e.to_string());
+        audience.ended(&done);
+        let passed = done.passed;
+        report.steps.push(done);
+        if !passed {
+            report.passed = false;
+            report.logs = runner.logs();
+            break;
+        }
+    }
+    report.steps_ms = started.elapsed().as_secs_f64() * 1e3;
+    audience.finished(&report);
+    report
+}
+
+struct Runner<'a> {
+    lab: &'a Lab,
+    scenario: &'a Scenario,
+    traffic: BTreeMap<String, Traffic>,
+    /// Who answered a traffic's requests before the next change.
+    before: BTreeMap<String, BTreeSet<String>>,
+    /// Where the last client was, as `cluster/node`.
+    node: Option<String>,
+}
+
+impl Runner<'_> {
+    async fn manifests(&self) -> Result<()> {
+        for manifest in &self.scenario.manifests {
+            self.apply(manifest).await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, step: &Step, report: &mut StepReport) -> Result<()> {
+        let hurry = step.shows.as_ref().map(|s| self.running(&s.traffic).map(Traffic::hurry)).transpose()?;
+        let changed = Instant::now();
+        self.act(&step.verb, report).await?;
+        let Some(shows) = &step.shows else { return Ok(()) };
+        let traffic = self.running(&shows.traffic)?;
+        let before = self.before.get(&shows.traffic).cloned().unwrap_or_default();
+        let shown = traffic.shows(changed, &before, &shows.answers, shows.within).await;
+        report.requests = Some(traffic.tally(changed));
+        let took = shown.map_err(LabError::Invalid)?;
+        report.shown_after_ms = Some(took.as_secs_f64() * 1e3);
+        drop(hurry);
+        let after = traffic.tally(changed + took);
+        self.before.insert(shows.traffic.clone(), shows.answers.clone());
+        if after.failed > 0 && !shows.answers.is_empty() {
+            let first = after.first_failure.unwrap_or_default();
+            return Err(LabError::invalid(format!(
+                "{} requests failed after the change had shown, the first with: {first}",
+                after.failed
+            )));
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self, verb: &Verb, report: &mut StepReport) -> Result<()> {
+        let lab = self.lab;
+        match verb {
+            Verb::Apply(apply) => self.apply(apply).await,
+            Verb::Annotate(a) => {
+                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("annotations", &a.set))
+                    .await
+            }
+            Verb::Label(a) => {
+                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("labels", &a.set)).await
+            }
+            Verb::Scale(scale) => {
+                try_join_all(scale.clusters.iter().map(|cluster| async move {
+                    let api: kube::Api<k8s_openapi::api::apps::v1::Deployment> =
+                        kube::Api::namespaced(lab.cluster(cluster)?.client(), &scale.namespace);
+                    let patch = Patch::Merge(json!({"spec": {"replicas": scale.replicas}}));
+                    let scaled = api.patch_scale(&scale.deployment, &PatchParams::default(), &patch).await;
+                    scaled.map(drop).doing(|| format!("scaling deployment {} in {cluster}", scale.deployment))
+                }))
+                .await?;
+                Ok(())
+            }
+            Verb::Delete(delete) => {
+                try_join_all(delete.clusters.iter().map(|cluster| async {
+                    let client = lab.cluster(cluster)?.client();
+                    Object::find(client, &delete.object, &delete.namespace).await?.delete().await
+                }))
+                .await?;
+                Ok(())
+            }
+            Verb::Wait(wanted) => {
+                try_join_all(wanted.clusters.iter().map(|cluster| async move {
+                    let client = lab.cluster(cluster)?.client();
+                    let object = Object::find(client, &wanted.object, &wanted.namespace).await?;
+                    let what = format!("{} in {cluster}", wanted.object);
+                    wait::until(what, wanted.within, || object.is(wanted.until)).await
+                }))
+                .await?;
+                Ok(())
+            }
+            Verb::Request(request) => self.request(request, report).await,
+            Verb::Traffic(t) => {
+                let curl = Curl::new(self.lab, &t.target).await?;
+                self.node = Some(format!("{}/{}", t.target.from.cluster, curl.node()));
+                self.traffic.insert(t.name.clone(), Traffic::start(curl, t.rate));
+                Ok(())
+            }
+            Verb::EndTraffic(end) => {
+                let traffic = self.traffic.remove(&end.name);
+                let total = traffic.map(|t| t.total()).unwrap_or_default();
+                report.requests = Some(total.clone());
+                if total.failed <= end.failures {
+                    return Ok(());
+                }
+                let first = total.first_failure.unwrap_or_default();
+                Err(LabError::invalid(format!(
+                    "{} requests failed in all, the first with: {first}",
+                    total.failed
+                )))
+            }
+            Verb::Observe(observe) => self.observe(observe, report).await,
+            Verb::Exec(exec) => self.exec(exec).await,
+            Verb::Partition(p) => {
+                lab.cut(&p.from, &p.to).await?;
+                if p.one_way { Ok(()) } else { lab.cut(&p.to, &p.from).await }
+            }
+            Verb::Heal => lab.heal().await,
+            Verb::Kill(daemon) => lab.kill(daemon).await,
+            Verb::Pause(daemon) => lab.pause(daemon),
+            Verb::Resume(daemon) => lab.resume(daemon),
+            Verb::Restart(daemon) => lab.restart(daemon).await,
+            Verb::Status(status) => self.status(status).await,
+        }
+    }
+
+    async fn apply(&self, apply: &crate::scenario::Apply) -> Result<()> {
+        let file = self.scenario.dir.join(&apply.file);
+        try_join_all(apply.clusters.iter().map(|cluster| async {
+            let client = self.lab.cluster(cluster)?.client();
+            objects::apply(&client, &file).await
+        }))
+        .await?;
+        Ok(())
+    }
+
+    async fn merge(
+        &self,
+        clusters: &[String],
+        object: &str,
+        namespace: &str,
+        patch: serde_json::Value,
+    ) -> Result<()> {
+        try_join_all(clusters.iter().map(|cluster| async {
+            let client = self.lab.cluster(cluster)?.client();
+            Object::find(client, object, namespace).await?.merge(&patch).await
+        }))
+        .await?;
+        Ok(())
+    }
+
+    async fn request(&mut self, request: &Request, report: &mut StepReport) -> Result<()> {
+        let curl = Curl::new(self.lab, &request.target).await?;
+        self.node = Some(format!("{}/{}", request.target.from.cluster, curl.node()));
+        let deadline = Instant::now() + request.within.unwrap_or_default();
+        loop {
+            let mut tally = Tally::default();
+            for _ in 0..request.count {
+                tally.add(&curl.ask().await);
+            }
+            let mut outcome = tally.check(&request.answers);
+            if let (Ok(()), Some(most)) = (&outcome, request.most_pods)
+                && tally.pods.len() > most
+            {
+                outcome = Err(format!("at most {most} pods should answer, but {} did", tally.pods.len()));
+            }
+            report.requests = Some(tally);
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(e) if Instant::now() >= deadline => return Err(LabError::Invalid(e)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn observe(&self, observe: &Observe, report: &mut StepReport) -> Result<()> {
+        let traffic = self.running(&observe.traffic)?;
+        let since = Instant::now();
+        tokio::time::sleep(observe.time).await;
+        let tally = traffic.tally(since);
+        report.requests = Some(tally.clone());
+        tally.check(&observe.answers).map_err(LabError::Invalid)
+    }
+
+    async fn exec(&mut self, exec: &Exec) -> Result<()> {
+        let cluster = self.lab.cluster(&exec.pod.cluster)?;
+        self.node =
+            Some(format!("{}/{}", cluster.name(), cluster.pod(&exec.pod.namespace, &exec.pod.name)?.node));
+        let launch = cluster.in_pod(&exec.pod.namespace, &exec.pod.name, &exec.command)?;
+        let output = launch.output(exec.within).await?;
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        if output.status.code() != Some(exec.exit_code) {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            return Err(LabError::invalid(format!(
+                "{} instead of exit status {}: {}{}",
+                output.status,
+                exec.exit_code,
+                stdout.trim(),
+                stderr.trim()
+            )));
+        }
+        match stdout.contains(&exec.stdout) {
+            true => Ok(()),
+            false => Err(LabError::invalid(format!("the output lacks {:?}: {}", exec.stdout, stdout.trim()))),
+        }
+    }
+
+    async fn status(&self, status: &Status) -> Result<()> {
+        let cluster = self.lab.cluster(&status.cluster)?;
+        let what = format!(
+            "{} to see {} {}",
+            status.cluster,
+            status.peer,
+            if status.connected { "connected" } else { "lost" }
+        );
+        wait::until(what, status.within, || async {
+            match cluster.peer_connected(&status.peer).await? {
+                connected if connected == status.connected => Ok(()),
+                true => Err("it is connected".to_owned()),
+                false => Err("it is not connected".to_owned()),
+            }
+        })
+        .await
+    }
+
+    fn running(&self, name: &str) -> Result<&Traffic> {
+        self.traffic.get(name).ok_or_else(|| LabError::invalid(format!("no traffic {name} runs")))
+    }
+
+    /// The agent of the client's node, the apiserver of its cluster, and whatever has ended by itself.
+    fn logs(&self) -> Vec<LogTail> {
+        let mut names: BTreeSet<String> = self.lab.fallen().iter().map(|d| d.name().to_owned()).collect();
+        if let Some(node) = &self.node {
+            let cluster = node.split('/').next().unwrap_or_default();
+            names.insert(format!("{node}/{}", crate::programs::NODE_AGENT));
+            names.insert(format!("{cluster}/{}", crate::programs::APISERVER));
+        } else {
+            names.extend(
+                self.lab.clusters().iter().map(|c| format!("{}/{}", c.name(), crate::programs::APISERVER)),
+            );
+        }
+        let tail_of = |name: String| {
+            let lines = tail(&self.lab.state().log(&name), 30);
+            LogTail { process: name, lines }
+        };
+        names.into_iter().map(tail_of).collect()
+    }
+}

@@ -1,0 +1,207 @@
+//! A scenario: clusters, manifests, and steps with what is expected of them, read from `scenario.yaml`.
+//!
+//! The same files are meant for kind: every step is something `kubectl` does (apply, annotate, label, scale, delete,
+//! wait, exec) or something done to a machine or a wire (partition, kill).
+
+mod action;
+mod parse;
+mod step;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use self::action::{
+    Annotate, Apply, Delete, EndTraffic, Exec, Family, Heal, Observe, Partition, PodRef, Request, Scale,
+    Shows, Status, Target, Traffic, Until, Wait,
+};
+pub use self::step::{Step, Verb};
+use crate::error::{LabError, Result};
+use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};
+use crate::spec::{ClusterSpec, LabSpec, Store};
+
+/// The file in a scenario's folder.
+pub const FILE: &str = "scenario.yaml";
+/// Longest file that is read.
+const MOST: u64 = 1 << 20;
+
+/// A scenario, checked.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// The folder it came from: manifests are beside it.
+    pub dir: PathBuf,
+    /// One line that says what it shows.
+    pub title: String,
+    /// Of all clusters.
+    pub families: Families,
+    /// Unless the command line says otherwise.
+    pub store: Store,
+    /// 255 or 511.
+    pub max_connected_clusters: u16,
+    /// At least one.
+    pub clusters: Vec<ClusterSpec>,
+    /// Applied before the first step.
+    pub manifests: Vec<Apply>,
+    /// What happens.
+    pub steps: Vec<Step>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct File {
+    title: String,
+    #[serde(default)]
+    families: Families,
+    #[serde(default)]
+    store: Store,
+    #[serde(default = "default_max_connected_clusters")]
+    max_connected_clusters: u16,
+    clusters: Vec<FileCluster>,
+    #[serde(default)]
+    manifests: Vec<Apply>,
+    #[serde(default)]
+    steps: Vec<step::FileStep>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct FileCluster {
+    name: String,
+    id: u16,
+    #[serde(default = "default_nodes")]
+    nodes: usize,
+    /// All the others when left out.
+    peers: Option<Vec<String>>,
+}
+
+fn default_max_connected_clusters() -> u16 {
+    255
+}
+
+fn default_nodes() -> usize {
+    1
+}
+
+impl Scenario {
+    /// Reads a scenario's folder, or its file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a scenario; the message names the file and the field and says what is allowed.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
+        let refused = |what: &dyn std::fmt::Display| LabError::invalid(format!("{}: {what}", file.display()));
+        let size = std::fs::metadata(&file).map_err(|e| refused(&e))?.len();
+        if size > MOST {
+            return Err(refused(&format!("{size} bytes are too many; a scenario has at most {MOST}")));
+        }
+        let text = std::fs::read_to_string(&file).map_err(|e| refused(&e))?;
+        let dir = file.parent().unwrap_or(Path::new(".")).to_owned();
+        Self::parse(&text, dir).map_err(|e| refused(&e))
+    }
+
+    /// Reads a scenario's text; manifests are looked for in `dir`.
+    ///
+    /// # Errors
+    /// As [`Scenario::load`], without the file's name.
+    pub fn parse(text: &str, dir: PathBuf) -> Result<Self, String> {
+        let file: File = serde_norway::from_str(text).map_err(|e| e.to_string())?;
+        let names: Vec<&str> = file.clusters.iter().map(|c| c.name.as_str()).collect();
+        check_clusters(&file, &names)?;
+        let steps: Vec<Step> = file
+            .steps
+            .into_iter()
+            .enumerate()
+            .map(|(i, step)| Step::check(step, &names, &dir).map_err(|e| format!("steps[{i}]: {e}")))
+            .collect::<Result<_, _>>()?;
+        step::check_traffic(&steps)?;
+        for (i, manifest) in file.manifests.iter().enumerate() {
+            manifest.check(&names, &dir).map_err(|e| format!("manifests[{i}]: {e}"))?;
+        }
+        let clusters = file.clusters.iter().map(|c| {
+            let others = || names.iter().filter(|n| **n != c.name).map(|n| (*n).to_owned()).collect();
+            ClusterSpec {
+                name: c.name.clone(),
+                id: c.id,
+                nodes: (1..=c.nodes).map(|n| format!("{}-node{n}", c.name)).collect(),
+                peers: c.peers.clone().unwrap_or_else(others),
+            }
+        });
+        Ok(Self {
+            dir,
+            title: file.title,
+            families: file.families,
+            store: file.store,
+            max_connected_clusters: file.max_connected_clusters,
+            clusters: clusters.collect(),
+            manifests: file.manifests,
+            steps,
+        })
+    }
+
+    /// The lab it wants.
+    pub fn lab(&self, name: LabName, store: Option<Store>) -> LabSpec {
+        LabSpec {
+            name,
+            scenario: self.dir.clone(),
+            families: self.families,
+            store: store.unwrap_or(self.store),
+            max_connected_clusters: self.max_connected_clusters,
+            clusters: self.clusters.clone(),
+        }
+    }
+
+    /// What its lab is called unless the user says otherwise: after its folder.
+    pub fn lab_name(&self) -> LabName {
+        let folder = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
+        let name = folder.file_name().map(|n| n.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let mut name: String =
+            name.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(20).collect();
+        name = name.trim_matches('-').to_owned();
+        name.parse().unwrap_or_else(|_| LabName::fallback())
+    }
+
+    /// Whether any step sends requests, so that pods need `curl`.
+    pub fn needs_curl(&self) -> bool {
+        self.steps.iter().any(|s| matches!(s.verb, Verb::Request(_) | Verb::Traffic(_)))
+    }
+}
+
+fn check_clusters(file: &File, names: &[&str]) -> Result<(), String> {
+    if file.clusters.is_empty() || file.clusters.len() > MAX_CLUSTERS {
+        return Err(format!("clusters: 1 to {MAX_CLUSTERS} are possible, not {}", file.clusters.len()));
+    }
+    let most = match file.max_connected_clusters {
+        255 => 255,
+        511 => 511,
+        other => return Err(format!("maxConnectedClusters: 255 or 511, not {other}")),
+    };
+    for (i, cluster) in file.clusters.iter().enumerate() {
+        let at = format!("clusters[{i}]");
+        cluster.name.parse::<isthmus_wire::ClusterName>().map_err(|e| format!("{at}.name: {e}"))?;
+        if !(1..=most).contains(&cluster.id) {
+            return Err(format!("{at}.id: 1 to {most}, not {}", cluster.id));
+        }
+        if !(1..=MAX_NODES).contains(&cluster.nodes) {
+            return Err(format!("{at}.nodes: 1 to {MAX_NODES}, not {}", cluster.nodes));
+        }
+        let before = &file.clusters[..i];
+        if before.iter().any(|c| c.name == cluster.name || c.id == cluster.id) {
+            return Err(format!(
+                "{at}: another cluster has the name {} or the id {}",
+                cluster.name, cluster.id
+            ));
+        }
+        for peer in cluster.peers.iter().flatten() {
+            if *peer == cluster.name || !names.contains(&peer.as_str()) {
+                return Err(format!(
+                    "{at}.peers: {peer} is none of the other clusters ({})",
+                    names.join(", ")
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! Steps: one verb each, checked against the clusters and the files there are.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::action::{
+    Annotate, Apply, Delete, EndTraffic, Exec, Heal, Observe, Partition, Request, Scale, Shows, Status,
+    Target, Traffic, Until, Wait,
+};
+
+/// One step, checked.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What the story says about it.
+    pub say: String,
+    /// What is done.
+    pub verb: Verb,
+    /// After a change: who answers then, and how soon.
+    pub shows: Option<Shows>,
+}
+
+/// What a step does; each is described where its fields are.
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub enum Verb {
+    Apply(Apply),
+    Annotate(Annotate),
+    Label(Annotate),
+    Scale(Scale),
+    Delete(Delete),
+    Wait(Wait),
+    Request(Request),
+    Traffic(Traffic),
+    EndTraffic(EndTraffic),
+    Observe(Observe),
+    Exec(Exec),
+    Partition(Partition),
+    Heal,
+    Kill(String),
+    Pause(String),
+    Resume(String),
+    Restart(String),
+    Status(Status),
+}
+
+/// A step as it is written: `say`, exactly one verb, and perhaps `shows`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct FileStep {
+    say: Option<String>,
+    apply: Option<Apply>,
+    annotate: Option<Annotate>,
+    label: Option<Annotate>,
+    scale: Option<Scale>,
+    delete: Option<Delete>,
+    wait: Option<Wait>,
+    request: Option<Request>,
+    traffic: Option<Traffic>,
+    end_traffic: Option<EndTraffic>,
+    observe: Option<Observe>,
+    exec: Option<Exec>,
+    partition: Option<Partition>,
+    heal: Option<Heal>,
+    kill: Option<String>,
+    pause: Option<String>,
+    resume: Option<String>,
+    restart: Option<String>,
+    status: Option<Status>,
+    shows: Option<Shows>,
+}
+
+const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
+                        endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status";
+
+impl Step {
+    pub(super) fn check(step: FileStep, clusters: &[&str], dir: &Path) -> Result<Self, String> {
+        let mut verbs: Vec<Verb> = Vec::new();
+        verbs.extend(step.apply.map(Verb::Apply));
+        verbs.extend(step.annotate.map(Verb::Annotate));
+        verbs.extend(step.label.map(Verb::Label));
+        verbs.extend(step.scale.map(Verb::Scale));
+        verbs.extend(step.delete.map(Verb::Delete));
+        verbs.extend(step.wait.map(Verb::Wait));
+        verbs.extend(step.request.map(Verb::Request));
+        verbs.extend(step.traffic.map(Verb::Traffic));
+        verbs.extend(step.end_traffic.map(Verb::EndTraffic));
+        verbs.extend(step.observe.map(Verb::Observe));
+        verbs.extend(step.exec.map(Verb::Exec));
+        verbs.extend(step.partition.map(Verb::Partition));
+        verbs.extend(step.heal.map(|Heal {}| Verb::Heal));
+        verbs.extend(step.kill.map(Verb::Kill));
+        verbs.extend(step.pause.map(Verb::Pause));
+        verbs.extend(step.resume.map(Verb::Resume));
+        verbs.extend(step.restart.map(Verb::Restart));
+        verbs.extend(step.status.map(Verb::Status));
+        let (Some(verb), true) = (verbs.pop(), verbs.is_empty()) else { return Err(ONE_VERB.into()) };
+        verb.check(clusters, dir)?;
+        if let Some(shows) = &step.shows {
+            known(&shows.answers, clusters, "shows.answers")?;
+        }
+        let say = step.say.unwrap_or_else(|| verb.describe());
+        Ok(Self { say, verb, shows: step.shows })
+    }
+}
+
+impl Apply {
+    pub(super) fn check(&self, clusters: &[&str], dir: &Path) -> Result<(), String> {
+        known(&self.clusters, clusters, "clusters")?;
+        if self.file.contains('/') || !dir.join(&self.file).is_file() {
+            return Err(format!("file: there is no {} in {}", self.file, dir.display()));
+        }
+        Ok(())
+    }
+}
+
+impl Verb {
+    fn check(&self, clusters: &[&str], dir: &Path) -> Result<(), String> {
+        let target = |t: &Target, field| known([&t.from.cluster], clusters, field);
+        match self {
+            Self::Apply(apply) => apply.check(clusters, dir).map_err(|e| format!("apply.{e}")),
+            Self::Annotate(a) | Self::Label(a) => {
+                known(&a.clusters, clusters, "clusters").and_then(|()| object(&a.object))
+            }
+            Self::Scale(s) => known(&s.clusters, clusters, "scale.clusters"),
+            Self::Delete(d) => {
+                known(&d.clusters, clusters, "delete.clusters").and_then(|()| object(&d.object))
+            }
+            Self::Wait(w) => known(&w.clusters, clusters, "wait.clusters").and_then(|()| object(&w.object)),
+            Self::Request(r) => {
+                known(&r.answers, clusters, "request.answers")?;
+                target(&r.target, "request.target.from")
+            }
+            Self::Traffic(t) => {
+                if !(1..=200).contains(&t.rate) {
+                    return Err(format!("traffic.rate: 1 to 200 requests per second, not {}", t.rate));
+                }
+                target(&t.target, "traffic.target.from")
+            }
+            Self::Observe(o) => known(&o.answers, clusters, "observe.answers"),
+            Self::Exec(e) => known([&e.pod.cluster], clusters, "exec.pod"),
+            Self::Partition(p) => known([&p.from, &p.to], clusters, "partition"),
+            Self::Status(s) => known([&s.cluster, &s.peer], clusters, "status"),
+            Self::Kill(daemon) | Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) => {
+                let cluster = daemon.split('/').next().unwrap_or_default().to_owned();
+                known([&cluster], clusters, "the daemon's cluster")
+            }
+            Self::EndTraffic(_) | Self::Heal => Ok(()),
+        }
+    }
+
+    /// For steps that say nothing of themselves.
+    fn describe(&self) -> String {
+        let list = |clusters: &[String]| clusters.join(" and ");
+        match self {
+            Self::Apply(a) => format!("apply {} to {}", a.file, list(&a.clusters)),
+            Self::Annotate(a) => format!("annotate {} in {}", a.object, list(&a.clusters)),
+            Self::Label(a) => format!("label {} in {}", a.object, list(&a.clusters)),
+            Self::Scale(s) => format!("scale {} in {} to {}", s.deployment, list(&s.clusters), s.replicas),
+            Self::Delete(d) => format!("delete {} in {}", d.object, list(&d.clusters)),
+            Self::Wait(w) if w.until == Until::Gone => format!("wait until {} is gone", w.object),
+            Self::Wait(w) => format!("wait until {} is ready", w.object),
+            Self::Request(r) => format!("{} asks {} {} times", r.target.from, r.target.service, r.count),
+            Self::Traffic(t) => format!("{} asks {} all the time", t.target.from, t.target.service),
+            Self::EndTraffic(e) => format!("end traffic {}", e.name),
+            Self::Observe(o) => format!("watch traffic {} for {:?}", o.traffic, o.time),
+            Self::Exec(e) => format!("{} in {}", e.command.join(" "), e.pod),
+            Self::Partition(p) if p.one_way => format!("cut the way from {} to {}", p.from, p.to),
+            Self::Partition(p) => format!("cut {} and {} off from each other", p.from, p.to),
+            Self::Heal => "join what was cut".into(),
+            Self::Kill(d) => format!("kill {d}"),
+            Self::Pause(d) => format!("pause {d}"),
+            Self::Resume(d) => format!("let {d} go on"),
+            Self::Restart(d) => format!("restart {d}"),
+            Self::Status(s) if s.connected => format!("{} is connected to {}", s.cluster, s.peer),
+            Self::Status(s) => format!("{} has lost {}", s.cluster, s.peer),
+        }
+    }
+}
+
+/// Every mention of traffic comes while there is traffic of that name.
+pub(super) fn check_traffic(steps: &[Step]) -> Result<(), String> {
+    let mut running: BTreeSet<&str> = BTreeSet::new();
+    for (i, step) in steps.iter().enumerate() {
+        let mentioned = match &step.verb {
+            Verb::Traffic(t) => {
+                if !running.insert(&t.name) {
+                    return Err(format!("steps[{i}].traffic.name: traffic {} runs already", t.name));
+                }
+                None
+            }
+            Verb::EndTraffic(end) => Some(&end.name),
+            Verb::Observe(o) => Some(&o.traffic),
+            _ => None,
+        };
+        for name in mentioned.into_iter().chain(step.shows.as_ref().map(|s| &s.traffic)) {
+            if !running.contains(name.as_str()) {
+                return Err(format!(
+                    "steps[{i}]: no traffic {name} runs by then; a step `traffic` starts it"
+                ));
+            }
+        }
+        if let Verb::EndTraffic(end) = &step.verb {
+            running.remove(end.name.as_str());
+        }
+    }
+    Ok(())
+}
+
+fn known<'a>(
+    named: impl IntoIterator<Item = &'a String>,
+    clusters: &[&str],
+    field: &str,
+) -> Result<(), String> {
+    match named.into_iter().find(|n| !clusters.contains(&n.as_str())) {
+        Some(stranger) => {
+            Err(format!("{field}: there is no cluster {stranger:?}, only {}", clusters.join(", ")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn object(text: &str) -> Result<(), String> {
+    match text.split_once('/') {
+        Some((kind, name)) if !name.is_empty() && !name.contains('/') => crate::runner::kind(kind).map(drop),
+        _ => Err(format!("object: {text:?} is none: write KIND/NAME, like service/rebel-base")),
+    }
+}

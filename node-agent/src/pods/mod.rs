@@ -1,0 +1,350 @@
+//! The pods of this node: packet programs on the host's side of each pod's interfaces, for as long as the pod lives.
+//! What the CNI installed is not touched.
+//!
+//! Kubernetes says which pods there are; the cgroup that the kubelet made for a pod leads to a process of it, the process
+//! to the network namespace, the namespace to the interfaces. Until the sandbox is up, this is tried again.
+
+mod cgroup;
+mod veth;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::Api;
+use kube::runtime::{WatchStreamExt, watcher};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::veth::VethError;
+use crate::datapath::{Datapath, DatapathError};
+
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// How often attached pods are looked at for an exchanged sandbox.
+const CHECK: Duration = Duration::from_secs(10);
+
+/// Where packet programs can be attached.
+pub trait Attach: Send + Sync + 'static {
+    /// Attaches the programs to an interface.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn attach(&self, interface: u32) -> Result<(), DatapathError>;
+    /// Detaches them. One that is gone is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn detach(&self, interface: u32) -> Result<(), DatapathError>;
+    /// Interfaces with programs of an earlier run.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    fn attached(&self) -> Result<Vec<u32>, DatapathError>;
+}
+
+impl Attach for Datapath {
+    fn attach(&self, interface: u32) -> Result<(), DatapathError> {
+        self.attach_pod(interface)
+    }
+
+    fn detach(&self, interface: u32) -> Result<(), DatapathError> {
+        self.detach_pod(interface)
+    }
+
+    fn attached(&self) -> Result<Vec<u32>, DatapathError> {
+        self.attached_pods()
+    }
+}
+
+/// Where pods are found on this machine.
+#[derive(Clone, Debug)]
+pub struct PodPaths {
+    /// The cgroup2 directory below which the kubelet makes those of pods.
+    pub cgroup_root: PathBuf,
+    /// Where procfs is mounted.
+    pub proc_root: PathBuf,
+}
+
+/// How the pods of this node are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PodsStatus {
+    /// Pods with programs on their interfaces.
+    pub attached: usize,
+    /// Pods without, and why: `namespace/name` to the reason.
+    pub waiting: BTreeMap<String, String>,
+    /// All pods of the node have been listed.
+    pub listed: bool,
+    /// Why the Kubernetes API cannot be read.
+    pub error: Option<String>,
+}
+
+/// Follows the pods of the node until `shutdown`. Programs stay attached then.
+pub async fn run(
+    pods: Api<Pod>,
+    node: String,
+    paths: PodPaths,
+    attach: Arc<dyn Attach>,
+    status: watch::Sender<PodsStatus>,
+    shutdown: CancellationToken,
+) {
+    let mut node_pods = NodePods::new(paths, attach);
+    let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut events = std::pin::pin!(watcher(pods, config).default_backoff());
+    let mut listing: Option<BTreeSet<String>> = None;
+    loop {
+        let retry = node_pods.next_retry();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            event = events.try_next() => match event {
+                Ok(Some(event)) => {
+                    node_pods.error = None;
+                    match event {
+                        watcher::Event::Init => listing = Some(BTreeSet::new()),
+                        watcher::Event::InitApply(pod) => {
+                            if let (Some(seen), Some(uid)) = (&mut listing, uid(&pod)) {
+                                seen.insert(uid);
+                            }
+                            node_pods.apply(&pod).await;
+                        }
+                        watcher::Event::InitDone => {
+                            node_pods.retain(&listing.take().unwrap_or_default());
+                        }
+                        watcher::Event::Apply(pod) => node_pods.apply(&pod).await,
+                        watcher::Event::Delete(pod) => {
+                            if let Some(uid) = uid(&pod) {
+                                node_pods.remove(&uid);
+                            }
+                        }
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    let error = format!("cannot watch the pods of node {node}: {error}");
+                    tracing::warn!("{error}; trying again");
+                    node_pods.error = Some(error);
+                }
+            },
+            () = tokio::time::sleep_until(retry) => node_pods.check_due().await,
+        }
+        node_pods.report(&status);
+    }
+}
+
+struct NodePods {
+    paths: PodPaths,
+    attach: Arc<dyn Attach>,
+    pods: HashMap<String, LocalPod>,
+    /// Interfaces that an earlier run attached to and no pod has claimed yet.
+    inherited: BTreeSet<u32>,
+    listed: bool,
+    error: Option<String>,
+}
+
+struct LocalPod {
+    name: String,
+    interfaces: Vec<u32>,
+    waiting: Option<String>,
+    due: Instant,
+    backoff: Duration,
+}
+
+impl NodePods {
+    fn new(paths: PodPaths, attach: Arc<dyn Attach>) -> Self {
+        let inherited = attach.attached().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell which interfaces an earlier run attached to");
+            Vec::new()
+        });
+        Self {
+            paths,
+            attach,
+            pods: HashMap::new(),
+            inherited: inherited.into_iter().collect(),
+            listed: false,
+            error: None,
+        }
+    }
+
+    async fn apply(&mut self, pod: &Pod) {
+        let Some(uid) = uid(pod) else { return };
+        if !has_own_network(pod) {
+            self.remove(&uid);
+            return;
+        }
+        let name = format!(
+            "{}/{}",
+            pod.metadata.namespace.as_deref().unwrap_or_default(),
+            pod.metadata.name.as_deref().unwrap_or_default()
+        );
+        let now = Instant::now();
+        let known = self.pods.entry(uid.clone()).or_insert_with(|| LocalPod {
+            name,
+            interfaces: Vec::new(),
+            waiting: Some("not looked at yet".to_owned()),
+            due: now,
+            backoff: FIRST_RETRY,
+        });
+        // A pod that changes may just have got its sandbox.
+        if known.waiting.is_some() {
+            known.due = now;
+            known.backoff = FIRST_RETRY;
+            self.check(&uid).await;
+        }
+    }
+
+    fn remove(&mut self, uid: &str) {
+        if let Some(pod) = self.pods.remove(uid) {
+            for interface in pod.interfaces {
+                self.detach(interface);
+            }
+        }
+    }
+
+    /// Everything has been listed: what is not among it is gone.
+    fn retain(&mut self, listed: &BTreeSet<String>) {
+        let gone: Vec<_> = self.pods.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+        for uid in gone {
+            self.remove(&uid);
+        }
+        self.listed = true;
+        self.release_inherited();
+    }
+
+    /// Detaches from what no pod claims, once every pod has been found: an interface whose pod is only slow to be found
+    /// must keep its programs.
+    fn release_inherited(&mut self) {
+        if self.listed && self.pods.values().all(|pod| pod.waiting.is_none()) {
+            for interface in std::mem::take(&mut self.inherited) {
+                self.detach(interface);
+            }
+        }
+    }
+
+    fn next_retry(&self) -> Instant {
+        let latest = Instant::now() + CHECK;
+        self.pods.values().map(|pod| pod.due).min().unwrap_or(latest).min(latest)
+    }
+
+    async fn check_due(&mut self) {
+        let now = Instant::now();
+        let due: Vec<_> =
+            self.pods.iter().filter(|(_, pod)| pod.due <= now).map(|(uid, _)| uid.clone()).collect();
+        for uid in due {
+            self.check(&uid).await;
+        }
+        self.release_inherited();
+    }
+
+    async fn check(&mut self, uid: &str) {
+        let Some(pod) = self.pods.get(uid) else { return };
+        if pod.waiting.is_none() && pod.interfaces.iter().all(|interface| veth::exists(*interface)) {
+            self.settle(uid, Ok(None));
+            return;
+        }
+        let found = interfaces(&self.paths, uid).await;
+        let attached = found.and_then(|found| {
+            if let Some(found) = &found {
+                for interface in found {
+                    self.attach.attach(*interface).map_err(|error| error.to_string())?;
+                }
+            }
+            Ok(found)
+        });
+        self.settle(uid, attached.map(|found| Some(found.unwrap_or_default())));
+    }
+
+    /// Takes in what became of a look at a pod: its interfaces, or nothing new.
+    fn settle(&mut self, uid: &str, looked: Result<Option<Vec<u32>>, String>) {
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let now = Instant::now();
+        match looked {
+            Ok(found) => {
+                if let Some(found) = found {
+                    for interface in &found {
+                        self.inherited.remove(interface);
+                    }
+                    tracing::info!(pod = %pod.name, interfaces = ?found, "attached");
+                    pod.interfaces = found;
+                }
+                pod.waiting = None;
+                pod.backoff = FIRST_RETRY;
+                pod.due = now + CHECK;
+            }
+            Err(reason) => {
+                tracing::debug!(pod = %pod.name, reason, "not attached yet");
+                pod.waiting = Some(reason);
+                pod.due = now + pod.backoff;
+                pod.backoff = (pod.backoff * 2).min(LONGEST_RETRY);
+            }
+        }
+    }
+
+    fn detach(&self, interface: u32) {
+        // The index may already be that of another pod's interface.
+        let reused = self.pods.values().any(|pod| pod.interfaces.contains(&interface));
+        if reused {
+            return;
+        }
+        if let Err(error) = self.attach.detach(interface) {
+            tracing::warn!(interface, %error, "cannot detach from an interface whose pod is gone");
+        }
+    }
+
+    fn report(&self, status: &watch::Sender<PodsStatus>) {
+        let waiting = |pod: &LocalPod| Some((pod.name.clone(), pod.waiting.clone()?));
+        let now = PodsStatus {
+            attached: self.pods.values().filter(|pod| pod.waiting.is_none()).count(),
+            waiting: self.pods.values().filter_map(waiting).collect(),
+            listed: self.listed,
+            error: self.error.clone(),
+        };
+        status.send_if_modified(|status| {
+            let changed = *status != now;
+            *status = now;
+            changed
+        });
+    }
+}
+
+/// The host's side of the pod's interfaces; none for a pod that turns out to use the node's network.
+async fn interfaces(paths: &PodPaths, uid: &str) -> Result<Option<Vec<u32>>, String> {
+    let directory = cgroup::pod_directory(&paths.cgroup_root, uid).ok_or_else(|| {
+        format!("the kubelet has made no cgroup for it (yet) below {}", paths.cgroup_root.display())
+    })?;
+    let processes = cgroup::processes(&directory);
+    if processes.is_empty() {
+        return Err(format!("no process runs in {} (yet)", directory.display()));
+    }
+    let mut last = String::new();
+    for pid in processes {
+        match of_process(&paths.proc_root, pid).await {
+            Ok(found) => return Ok(found),
+            // The process may have ended meanwhile; another one may not have.
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(last)
+}
+
+async fn of_process(proc_root: &Path, pid: u32) -> Result<Option<Vec<u32>>, VethError> {
+    if veth::shares_host_network(proc_root, pid)? {
+        return Ok(None);
+    }
+    veth::host_sides(proc_root, pid).await.map(Some)
+}
+
+/// The UID that the kubelet knows the pod by. A static pod's mirror in the API has another one.
+fn uid(pod: &Pod) -> Option<String> {
+    let mirror = pod.metadata.annotations.as_ref().and_then(|all| all.get("kubernetes.io/config.mirror"));
+    mirror.or(pod.metadata.uid.as_ref()).cloned()
+}
+
+fn has_own_network(pod: &Pod) -> bool {
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    !host_network && !matches!(phase, "Succeeded" | "Failed")
+}

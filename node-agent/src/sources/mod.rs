@@ -1,0 +1,4 @@
+//! Where events come from.
+
+pub mod entry;
+pub mod mesh;
