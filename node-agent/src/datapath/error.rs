@@ -25,6 +25,12 @@ pub enum DatapathError {
         /// The pin directory.
         path: PathBuf,
     },
+    /// The pin directory cannot be made with this name.
+    #[error("{path} cannot be made: names on a BPF file system hold no dots; choose another pin directory")]
+    DottedName {
+        /// The pin directory.
+        path: PathBuf,
+    },
     /// The directory to attach to is not a cgroup2.
     #[error(
         "{path} is not a cgroup2 directory; mount it with: mount -t cgroup2 none {path} (on a hybrid host it is /sys/fs/cgroup/unified)"

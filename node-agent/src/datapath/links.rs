@@ -13,7 +13,7 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandl
 use aya::programs::{SchedClassifier, TcAttachType, tc};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::TcMode;
+use super::Features;
 use super::error::DatapathError;
 use super::load::{SOCKET_PROGRAMS, program, program_fd};
 use super::sys::{self, AttachType};
@@ -59,12 +59,12 @@ pub(super) fn attach_pod(
     ebpf: &mut Ebpf,
     pin_dir: &Path,
     ifindex: u32,
-    mode: TcMode,
+    features: Features,
 ) -> Result<(), DatapathError> {
     for (side, name, attach_type, tc_type) in SIDES {
         let what = || format!("attaching {name} to interface {ifindex}");
         let pin = pod_pin(pin_dir, ifindex, side);
-        if mode == TcMode::Auto {
+        if features == Features::Detect {
             let program = program_fd(ebpf, name)?;
             match attach_tcx(program.as_fd(), &pin, ifindex, attach_type) {
                 Ok(()) => continue,

@@ -15,7 +15,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, FsType, statfs};
 use super::error::DatapathError;
 use super::map::Map;
 use super::sys::AttachType;
-use super::{DatapathConfig, MapSizes, Maps};
+use super::{DatapathConfig, Features, MapSizes, Maps};
 
 /// Names a file with another object than the one that is built in: for trying one that was just rebuilt.
 pub const OBJECT_VARIABLE: &str = "ISTHMUS_BPF_OBJECT";
@@ -58,8 +58,9 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
     let version_dir = prepare_pins(&config.pin_dir, &config.sizes)?;
     let (object, origin) = object()?;
     let jiffies_per_second = jiffies_per_second();
-    let has_set_retval = u32::from(kernel_is_at_least(5, 18));
-    let has_csum_ipv6 = u32::from(kernel_is_at_least(6, 16));
+    let detect = config.features == Features::Detect;
+    let has_set_retval = u32::from(detect && kernel_is_at_least(5, 18));
+    let has_csum_ipv6 = u32::from(detect && kernel_is_at_least(6, 16));
     let mut loader = EbpfLoader::new();
     loader
         .default_map_pin_directory(&version_dir)
@@ -146,13 +147,20 @@ fn prepare_pins(pin_dir: &Path, sizes: &MapSizes) -> Result<PathBuf, DatapathErr
     if kind != FsType(BPF_FS_MAGIC.0) {
         return Err(DatapathError::NotBpffs { path: pin_dir.to_owned() });
     }
+    let made = pin_dir.strip_prefix(existing).unwrap_or(pin_dir);
+    if made.as_os_str().as_encoded_bytes().contains(&b'.') {
+        return Err(DatapathError::DottedName { path: pin_dir.to_owned() });
+    }
     let version_dir = pin_dir.join(version_name(sizes));
     for dir in [version_dir.clone(), pin_dir.join(super::links::LINKS)] {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| DatapathError::File { path: dir, source })?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|source| {
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    DatapathError::Permission { what: format!("making {}", dir.display()), source }
+                }
+                _ => DatapathError::File { path: dir, source },
+            }
+        })?;
     }
     Ok(version_dir)
 }

@@ -70,14 +70,15 @@ impl Default for MapSizes {
     }
 }
 
-/// How packet programs are attached.
+/// Which of the kernel's features are used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum TcMode {
-    /// TCX where the kernel has it (6.6), otherwise clsact.
+pub enum Features {
+    /// What this kernel has.
     #[default]
-    Auto,
-    /// Filters of the clsact qdisc.
-    Clsact,
+    Detect,
+    /// Only what Linux 5.10 has: clsact filters instead of TCX, EPERM instead of ECONNREFUSED, a slower way for IPv6
+    /// checksums. For kernels whose version number promises too much, and for tests.
+    Floor,
 }
 
 /// What [`Datapath::open`] needs to know.
@@ -87,14 +88,14 @@ pub struct DatapathConfig {
     pub pin_dir: PathBuf,
     /// Sizes of the maps. With other sizes than before the agent starts with empty maps beside the old ones.
     pub sizes: MapSizes,
-    /// How packet programs are attached.
-    pub tc_mode: TcMode,
+    /// Which of the kernel's features are used.
+    pub features: Features,
 }
 
 impl DatapathConfig {
     /// The defaults, pinned below `pin_dir`.
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), tc_mode: TcMode::default() }
+        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), features: Features::default() }
     }
 }
 
@@ -167,7 +168,7 @@ impl Datapath {
     /// # Errors
     /// There is no such interface, or the kernel refuses.
     pub fn attach_pod(&self, ifindex: u32) -> Result<(), DatapathError> {
-        links::attach_pod(&mut self.ebpf(), &self.config.pin_dir, ifindex, self.config.tc_mode)
+        links::attach_pod(&mut self.ebpf(), &self.config.pin_dir, ifindex, self.config.features)
     }
 
     /// Detaches the packet programs. An interface that has gone has taken them along, which is no error.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use isthmus_bpf_abi::{Counter, Protocol};
-use isthmus_node_agent::datapath::{Datapath, PacketProgram, TestRun};
+use isthmus_node_agent::datapath::{Datapath, Features, PacketProgram, TestRun};
 
 use crate::model::{Model, apply, socket_addr};
 use crate::packet::{ACK, FIN, Frame, RST, SYN, TCP, UDP, icmp_error, read_icmp_error};
@@ -88,6 +88,36 @@ fn a_packet_to_a_service_goes_to_its_backend_and_the_answer_comes_from_the_servi
         assert_eq!(run.retval, PASS);
         let expected = Frame { source: socket_addr(family.service), ..answer };
         assert_eq!(Frame::read(&run.packet), expected);
+    });
+}
+
+#[test]
+fn the_ways_of_the_oldest_kernel_give_the_same_packets() {
+    sandbox(|sandbox| {
+        let newest = sandbox.datapath();
+        let oldest = sandbox.datapath_with(|config| {
+            config.pin_dir.set_file_name("oldest");
+            config.features = Features::Floor;
+        });
+        for (number, family) in [&V4, &V6].into_iter().enumerate() {
+            let own = SocketAddr::new(socket_addr(family.client).ip(), 8080).to_string();
+            for (service, backend) in [(family.service, family.backend), (family.other_backend, &own)] {
+                for (protocol, kind) in [(TCP, Protocol::Tcp), (UDP, Protocol::Udp)] {
+                    let id = 1 + number as u32 * 2 + u32::from(protocol == UDP);
+                    let zero_checksum = frame(protocol, family.client, service, ACK);
+                    let zero_checksum = Frame { zero_checksum: protocol == UDP, ..zero_checksum };
+                    let frames = [frame(protocol, family.client, service, ACK), zero_checksum];
+                    for datapath in [&newest, &oldest] {
+                        Model::new(id, service, kind).grow(datapath, &[backend]);
+                    }
+                    for frame in frames.map(|frame| frame.bytes()) {
+                        let (new, old) = (from_pod(&newest, &frame), from_pod(&oldest, &frame));
+                        assert_ne!(new.packet, frame);
+                        assert_eq!((new.retval, new.packet), (old.retval, old.packet));
+                    }
+                }
+            }
+        }
     });
 }
 

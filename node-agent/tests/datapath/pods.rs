@@ -13,7 +13,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use isthmus_bpf_abi::{Counter, Protocol};
-use isthmus_node_agent::datapath::{Datapath, TcMode};
+use isthmus_node_agent::datapath::{Datapath, Features};
 
 use crate::model::{Model, socket_addr};
 use crate::sandbox::{DEADLINE, Namespace, Sandbox, ip, sandbox};
@@ -78,12 +78,12 @@ impl Drop for Served<'_> {
 }
 
 /// A client and two other pods, on a node that forwards.
-fn node(sandbox: &Sandbox, tc_mode: TcMode) -> (Datapath, [Pod; 3]) {
+fn node(sandbox: &Sandbox, features: Features) -> (Datapath, [Pod; 3]) {
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         fs::write(format!("/proc/sys/net/{setting}"), "1").expect("forwarding");
     }
     let pods = [Pod::new(1), Pod::new(2), Pod::new(3)];
-    let datapath = sandbox.datapath_with(|config| config.tc_mode = tc_mode);
+    let datapath = sandbox.datapath_with(|config| config.features = features);
     for pod in &pods {
         datapath.attach_pod(pod.host_index).expect("attach");
     }
@@ -99,9 +99,9 @@ fn any(service: &str) -> &'static str {
     if service.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }
 }
 
-fn a_pod_reaches_services(tc_mode: TcMode) {
+fn a_pod_reaches_services(features: Features) {
     sandbox(|sandbox| {
-        let (datapath, [client, first, second]) = node(sandbox, tc_mode);
+        let (datapath, [client, first, second]) = node(sandbox, features);
         for (number, service) in SERVICES.into_iter().enumerate() {
             let _tcp = [first.serve(Protocol::Tcp, service), second.serve(Protocol::Tcp, service)];
             let _udp = [first.serve(Protocol::Udp, service), second.serve(Protocol::Udp, service)];
@@ -135,18 +135,18 @@ fn a_pod_reaches_services(tc_mode: TcMode) {
 
 #[test]
 fn a_pod_reaches_services_by_tcp_and_udp_over_ipv4_and_ipv6() {
-    a_pod_reaches_services(TcMode::Auto);
+    a_pod_reaches_services(Features::Detect);
 }
 
 #[test]
-fn a_pod_reaches_services_through_clsact_filters_too() {
-    a_pod_reaches_services(TcMode::Clsact);
+fn a_pod_reaches_services_with_what_the_oldest_kernel_has() {
+    a_pod_reaches_services(Features::Floor);
 }
 
 #[test]
 fn a_megabyte_each_way_arrives_whole() {
     sandbox(|sandbox| {
-        let (datapath, [client, server, _]) = node(sandbox, TcMode::Auto);
+        let (datapath, [client, server, _]) = node(sandbox, Features::Detect);
         for (number, service) in SERVICES.into_iter().enumerate() {
             let backend = server.addr(service, 9000);
             Model::new(1 + number as u32, service, Protocol::Tcp).grow(&datapath, &[&backend]);
@@ -177,7 +177,7 @@ fn a_megabyte_each_way_arrives_whole() {
 #[test]
 fn large_datagrams_arrive_in_fragments_both_ways() {
     sandbox(|sandbox| {
-        let (datapath, [client, server, _]) = node(sandbox, TcMode::Auto);
+        let (datapath, [client, server, _]) = node(sandbox, Features::Detect);
         for (number, service) in SERVICES.into_iter().enumerate() {
             let backend = server.addr(service, 9000);
             Model::new(1 + number as u32, service, Protocol::Udp).grow(&datapath, &[&backend]);
@@ -201,7 +201,7 @@ fn large_datagrams_arrive_in_fragments_both_ways() {
 #[test]
 fn a_smaller_mtu_behind_the_service_is_found() {
     sandbox(|sandbox| {
-        let (datapath, [client, server, _]) = node(sandbox, TcMode::Auto);
+        let (datapath, [client, server, _]) = node(sandbox, Features::Detect);
         ip("link set host2 mtu 1300");
         for (number, service) in SERVICES.into_iter().enumerate() {
             let backend = server.addr(service, 9000);
@@ -256,7 +256,7 @@ fn never_fragment(socket: &std::net::UdpSocket, v6: bool) {
 #[test]
 fn a_pod_that_is_its_own_only_backend_reaches_itself() {
     sandbox(|sandbox| {
-        let (datapath, [pod, _, _]) = node(sandbox, TcMode::Auto);
+        let (datapath, [pod, _, _]) = node(sandbox, Features::Detect);
         for (number, service) in SERVICES.into_iter().enumerate() {
             let _tcp = pod.serve(Protocol::Tcp, service);
             let udp = pod.serve(Protocol::Udp, service);
@@ -275,7 +275,7 @@ fn a_pod_that_is_its_own_only_backend_reaches_itself() {
 #[test]
 fn a_service_without_backends_resets_connections() {
     sandbox(|sandbox| {
-        let (datapath, [client, ..]) = node(sandbox, TcMode::Auto);
+        let (datapath, [client, ..]) = node(sandbox, Features::Detect);
         for (number, service) in SERVICES.into_iter().enumerate() {
             Model::new(1 + number as u32, service, Protocol::Tcp).grow(&datapath, &[]);
             client.namespace.run(|| {
@@ -290,7 +290,7 @@ fn a_service_without_backends_resets_connections() {
 #[test]
 fn an_open_connection_survives_a_change_of_agents_and_other_backends() {
     sandbox(|sandbox| {
-        let (first_agent, [client, one, two]) = node(sandbox, TcMode::Auto);
+        let (first_agent, [client, one, two]) = node(sandbox, Features::Detect);
         let service = SERVICES[0];
         let _servers = [one.serve(Protocol::Tcp, service), two.serve(Protocol::Tcp, service)];
         let mut model = Model::new(1, service, Protocol::Tcp);

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use isthmus_bpf_abi::{Counter, Protocol};
+use isthmus_node_agent::datapath::Features;
 
 use crate::model::{Model, socket_addr};
 use crate::sandbox::{DEADLINE, Sandbox, ip, sandbox};
@@ -279,6 +280,17 @@ fn a_service_without_backends_refuses_at_once() {
         refused(udp_socket(any(service)).connect(service).expect_err("no backend"));
         refused(udp_socket(any(service)).send_to(b"who", service).expect_err("no backend"));
         assert_eq!(count(&datapath, Counter::SocketNoBackend), 3);
+    });
+}
+
+#[test]
+fn the_oldest_kernel_refuses_with_another_error() {
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath_with(|config| config.features = Features::Floor);
+        Model::new(1, SERVICE_V4, Protocol::Tcp).grow(&datapath, &[]);
+        datapath.attach_sockets(&sandbox.cgroup).expect("attach");
+        let error = TcpStream::connect(SERVICE_V4).expect_err("no backend");
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     });
 }
 

@@ -121,6 +121,10 @@ fn wrong_directories_are_refused_with_advice() {
         assert!(matches!(error, DatapathError::NotBpffs { .. }));
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
 
+        let config = isthmus_node_agent::datapath::DatapathConfig::new(sandbox.pin_dir.with_extension("d"));
+        let error = Datapath::open(config).expect_err("no such name is possible");
+        assert!(matches!(error, DatapathError::DottedName { .. }), "{error}");
+
         let datapath = sandbox.datapath();
         let error = datapath.attach_sockets(elsewhere.path()).expect_err("no cgroup");
         assert!(matches!(error, DatapathError::NotCgroup2 { .. }), "{error}");
