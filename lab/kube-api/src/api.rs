@@ -9,6 +9,7 @@ mod write;
 
 pub(crate) use write::{now, remove as forget};
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -124,22 +125,49 @@ impl Api {
 
     /// Answers a request. Errors become `Status` objects.
     pub(crate) fn answer(self: &Arc<Self>, incoming: &Incoming<'_>) -> Response<Body> {
-        match self.route(incoming) {
+        let answer = self.acting_user(incoming).and_then(|user| self.route(&user, incoming));
+        match answer {
             Ok(answer) => respond(answer, incoming.query.flag("pretty")),
             Err(error) => respond_error(&error),
         }
     }
 
-    fn route(self: &Arc<Self>, incoming: &Incoming<'_>) -> ApiResult<Answer> {
+    /// Who the request acts as: the user, or whom the user may and wants to impersonate (`kubectl --as`).
+    fn acting_user<'a>(&self, incoming: &Incoming<'a>) -> ApiResult<Cow<'a, User>> {
+        let texts = |name: &str| {
+            let values = incoming.headers.get_all(name).into_iter();
+            values.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mut groups = texts("impersonate-group");
+        let Some(name) = texts("impersonate-user").pop() else {
+            return match groups.is_empty() {
+                true => Ok(Cow::Borrowed(incoming.user)),
+                false => Err(ApiError::bad_request("Impersonate-Group needs Impersonate-User beside it")),
+            };
+        };
+        for (resource, name) in
+            std::iter::once(("users", &name)).chain(groups.iter().map(|group| ("groups", group)))
+        {
+            let asked = rbac::Attributes { verb: "impersonate", resource, name, ..Default::default() };
+            if !rbac::allows(&self.state().store, incoming.user, &asked) {
+                let why = asked.refusal(incoming.user);
+                return Err(ApiError::forbidden_because(&format!("{resource} {name:?} is forbidden: {why}")));
+            }
+        }
+        groups.push("system:authenticated".to_owned());
+        Ok(Cow::Owned(User { name, groups }))
+    }
+
+    fn route(self: &Arc<Self>, user: &User, incoming: &Incoming<'_>) -> ApiResult<Answer> {
         let registry = self.state().registry.clone();
         let query = incoming.query.clone();
         if let Some(request) =
             Request::parse(&registry, &incoming.method, incoming.path, query, incoming.headers)?
         {
-            self.authorize(incoming.user, &request)?;
-            return self.serve(&request, incoming);
+            self.authorize(user, &request)?;
+            return self.serve(&request, user, incoming);
         }
-        rbac::authorize_path(&self.state().store, incoming.user, &incoming.method, incoming.path)?;
+        rbac::authorize_path(&self.state().store, user, &incoming.method, incoming.path)?;
         if incoming.method != Method::GET {
             return Err(ApiError::no_such_path());
         }
@@ -161,9 +189,9 @@ impl Api {
         Err(ApiError::forbidden(&request.resource, request.name(), &attributes.refusal(user)))
     }
 
-    fn serve(self: &Arc<Self>, request: &Request, incoming: &Incoming<'_>) -> ApiResult<Answer> {
+    fn serve(self: &Arc<Self>, request: &Request, user: &User, incoming: &Incoming<'_>) -> ApiResult<Answer> {
         if request.resource.virtual_ {
-            return self.review(request, incoming);
+            return self.review(request, user, incoming);
         }
         match (request.subresource.as_deref(), request.verb) {
             (None, "list") => self.list(request),

@@ -4,7 +4,8 @@
 //! it and on a real kube-apiserver. Like that one it runs no controllers: a Deployment is an object and
 //! nothing more. The exceptions are what a test would otherwise wait for in vain, and are what
 //! kube-controller-manager would do: a namespace's content goes with it, and every namespace has its
-//! `default` ServiceAccount. There are no webhooks, no CEL rules, no protobuf, no tokens.
+//! `default` ServiceAccount. There are no webhooks, no CEL rules, no tokens, and no
+//! answers in protobuf.
 //!
 //! The way of a request: [`server`] reads it, `api` routes it, [`rbac`] allows it, [`request`] makes it
 //! typed. All resources take the same way through `api::write` and `api::read`, driven by their
@@ -20,6 +21,7 @@ pub mod fields;
 mod kinds;
 mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod rbac;
 pub mod real;
 pub mod request;

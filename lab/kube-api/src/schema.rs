@@ -32,6 +32,8 @@ pub struct At<'a> {
 /// One type.
 #[derive(Debug, Default)]
 pub(crate) struct Node {
+    /// The full name of a built-in type.
+    pub(crate) name: String,
     pub(crate) shape: Shape,
     /// Replaced as a whole by patches and owned as a whole by field managers.
     pub(crate) atomic: bool,
@@ -100,6 +102,7 @@ pub(crate) struct Rules {
 }
 
 static ANY: Node = Node {
+    name: String::new(),
     shape: Shape::Any,
     atomic: false,
     nullable: false,
@@ -193,6 +196,11 @@ impl<'a> At<'a> {
                 Some((key.clone(), value.clone()))
             })
             .collect()
+    }
+
+    /// The full name of a built-in type, for instance `io.k8s.api.core.v1.PodSpec`.
+    pub fn type_name(self) -> &'a str {
+        &self.node.name
     }
 
     pub(crate) fn node(self) -> &'a Node {
@@ -296,6 +304,7 @@ impl<'d> Builder<'d> {
             None => None,
         };
         Ok(Node {
+            name: name.to_owned(),
             shape,
             atomic,
             nullable: flag("nullable"),
@@ -359,7 +368,12 @@ impl<'d> Builder<'d> {
     /// be used by other fields.
     fn with_facts(&mut self, id: usize, facts: builtin::Facts) -> Result<usize, String> {
         let of = &self.nodes[id];
-        let mut node = Node { atomic: of.atomic || facts.atomic, default: facts.default, ..Node::default() };
+        let mut node = Node {
+            name: of.name.clone(),
+            atomic: of.atomic || facts.atomic,
+            default: facts.default,
+            ..Node::default()
+        };
         node.shape = match (&of.shape, facts.list) {
             (Shape::List { item, .. }, Some(kind)) => Shape::List { item: *item, kind },
             (Shape::List { item, kind }, None) => Shape::List { item: *item, kind: kind.clone() },

@@ -114,6 +114,11 @@ impl ApiError {
         Self::new(403, "Forbidden", format!("forbidden: {why} path {path:?}"))
     }
 
+    /// 403 for anything else.
+    pub fn forbidden_because(why: &str) -> Self {
+        Self::new(403, "Forbidden", why)
+    }
+
     /// 404: the resource exists, the object does not.
     pub fn not_found(resource: &Resource, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} {name:?} not found", resource.qualified()))

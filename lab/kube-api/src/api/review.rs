@@ -10,7 +10,12 @@ use crate::request::Request;
 use crate::status::{ApiError, ApiResult};
 
 impl Api {
-    pub(super) fn review(&self, request: &Request, incoming: &Incoming<'_>) -> ApiResult<Answer> {
+    pub(super) fn review(
+        &self,
+        request: &Request,
+        user: &User,
+        incoming: &Incoming<'_>,
+    ) -> ApiResult<Answer> {
         if request.verb != "create" || request.name.is_some() {
             return Err(ApiError::method_not_allowed());
         }
@@ -18,18 +23,18 @@ impl Api {
         super::write::check_type(&request.resource, &mut review)?;
         review["status"] = match request.resource.kind.as_str() {
             "SelfSubjectReview" => {
-                json!({ "userInfo": { "username": incoming.user.name, "groups": incoming.user.groups } })
+                json!({ "userInfo": { "username": user.name, "groups": user.groups } })
             }
-            "SelfSubjectRulesReview" => self.rules_of(incoming.user, &review["spec"]),
+            "SelfSubjectRulesReview" => self.rules_of(user, &review["spec"]),
             "SubjectAccessReview" => {
                 let groups = review["spec"]["groups"].as_array().into_iter().flatten();
-                let user = User {
+                let other = User {
                     name: text(&review["spec"]["user"]).to_owned(),
                     groups: groups.filter_map(Value::as_str).map(str::to_owned).collect(),
                 };
-                self.access_of(&user, &review["spec"])
+                self.access_of(&other, &review["spec"])
             }
-            _ => self.access_of(incoming.user, &review["spec"]),
+            _ => self.access_of(user, &review["spec"]),
         };
         Ok(Answer::new(StatusCode::CREATED, Payload::Json(review)))
     }

@@ -20,7 +20,7 @@ impl Api {
             return Ok(Answer::ok(view(&scale, &self.state().find(request)?)));
         }
         let options = request.query.write_options(incoming.headers)?;
-        let body = body_value_of_patch(incoming)?;
+        let body = if verb == "patch" { patch_value(incoming)? } else { body_value(incoming)? };
         let mut state = self.state();
         let current = view(&scale, &state.find(request)?);
         let wanted = match (verb, content_type(incoming.headers).as_str()) {
@@ -118,11 +118,10 @@ impl Api {
     }
 }
 
-/// Patches of the scale have patch types; their content is JSON all the same.
-fn body_value_of_patch(incoming: &Incoming<'_>) -> ApiResult<Value> {
-    let body: Value = serde_json::from_slice(&incoming.body)
-        .map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))?;
-    Ok(body)
+/// Patches have media types of their own; their content is JSON all the same.
+fn patch_value(incoming: &Incoming<'_>) -> ApiResult<Value> {
+    serde_json::from_slice(&incoming.body)
+        .map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))
 }
 
 fn view(scale: &Scale, object: &Arc<Object>) -> Value {

@@ -16,6 +16,7 @@ use super::read::one;
 use super::{Answer, Api, Incoming, State};
 use crate::fields::managed;
 use crate::kinds;
+use crate::protobuf;
 use crate::request::{FieldValidation, Request, WriteOptions};
 use crate::resource::Resource;
 use crate::schema::Findings;
@@ -184,7 +185,11 @@ pub(super) fn body_value(incoming: &Incoming<'_>) -> ApiResult<Value> {
         "" | "application/json" | "*/*" => serde_json::from_slice(&incoming.body)
             .map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}"))),
         "application/yaml" => yaml(&incoming.body),
-        other => Err(ApiError::unsupported_media_type(other, "application/json, application/yaml")),
+        protobuf::MEDIA_TYPE => protobuf::decode(&incoming.body).map_err(ApiError::bad_request),
+        other => {
+            let readable = ["application/json", "application/yaml", protobuf::MEDIA_TYPE].join(", ");
+            Err(ApiError::unsupported_media_type(other, &readable))
+        }
     }
 }
 

@@ -18,6 +18,9 @@ pub(super) fn default_pod(pod: &mut Value) {
     let account = json!(account.unwrap_or("default"));
     spec["serviceAccountName"] = account.clone();
     spec["serviceAccount"] = account;
+    if spec.get("enableServiceLinks").is_none() {
+        spec["enableServiceLinks"] = json!(true);
+    }
     if pod["status"].get("qosClass").is_none() {
         pod["status"]["qosClass"] = json!(qos_class(&pod["spec"]));
     }

@@ -68,6 +68,10 @@ pub(crate) fn definitions() -> Map<String, Value> {
     for row in rows() {
         (row.define)(&mut generator);
     }
+    generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions>();
+    generator.subschema_for::<k8s_openapi::api::policy::v1::Eviction>();
+    generator.subschema_for::<core::Binding>();
+    generator.subschema_for::<k8s_openapi::api::autoscaling::v1::Scale>();
     generator.take_definitions(true)
 }
 

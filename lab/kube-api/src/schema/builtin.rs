@@ -89,7 +89,6 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("PodSpec", "schedulerName", r#""default-scheduler""#),
     ("PodSpec", "terminationGracePeriodSeconds", "30"),
     ("PodSpec", "securityContext", "{}"),
-    ("PodSpec", "enableServiceLinks", "true"),
     ("PodStatus", "phase", r#""Pending""#),
     ("Pod", "status", r#"{"phase":"Pending"}"#),
     ("Container", "terminationMessagePath", r#""/dev/termination-log""#),
@@ -164,6 +163,25 @@ pub(crate) fn schemas(roots: &[String]) -> Vec<Schema> {
         .collect::<Result<Vec<_>, _>>()
         .expect("the built-in definitions refer to each other only");
     builder.finish(ids)
+}
+
+/// Types that requests carry and that are no resources: options and views.
+const BODIES: [(&str, &str); 4] = [
+    ("DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"),
+    ("Eviction", "io.k8s.api.policy.v1.Eviction"),
+    ("Binding", "io.k8s.api.core.v1.Binding"),
+    ("Scale", "io.k8s.api.autoscaling.v1.Scale"),
+];
+
+/// The schema of a built-in kind, or of something else that requests carry.
+pub(crate) fn schema_of(api_version: &str, kind: &str) -> Option<Schema> {
+    static SCHEMAS: LazyLock<Vec<Schema>> =
+        LazyLock::new(|| schemas(&BODIES.map(|(_, definition)| definition.to_owned())));
+    let resource = crate::resource::builtin::resources()
+        .iter()
+        .find(|resource| resource.kind == kind && resource.api_version() == api_version);
+    let body = || BODIES.iter().position(|(of, _)| *of == kind).and_then(|index| SCHEMAS.get(index));
+    resource.map(|resource| &resource.schema).or_else(body).cloned()
 }
 
 /// The JSON schema of every built-in type by its full name, for instance `io.k8s.api.core.v1.Pod`.
