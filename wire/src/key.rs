@@ -186,6 +186,20 @@ impl Key {
         })
     }
 
+    /// The cluster that a key under `cilium/cache/`, a canary of such keys, or a cluster configuration is about.
+    pub fn mirror_of(&self) -> Option<&ClusterName> {
+        match self {
+            Self::ClusterConfig(cluster)
+            | Self::Synced { cluster, prefix: Prefix::Cache(_) }
+            | Self::Node { tree: Tree::Cache, cluster, .. } => Some(cluster),
+            Self::Identity { mirror_of, .. } | Self::Ip { mirror_of, .. } => mirror_of.as_ref(),
+            Self::Service(key) | Self::EndpointSlice(key) | Self::ServiceExport(key) => {
+                (key.tree == Tree::Cache).then_some(&key.cluster)
+            }
+            _ => None,
+        }
+    }
+
     /// The same key in the form in which a relay mirrors it of `peer`; none if it is not mirrored, or names
     /// another cluster.
     pub fn mirrored(&self, peer: &ClusterName) -> Option<Self> {

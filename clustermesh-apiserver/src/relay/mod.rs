@@ -9,13 +9,13 @@ mod metrics;
 mod mirror;
 mod peer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_kvstore::writer::Writer;
-use isthmus_wire::ClusterName;
+use isthmus_wire::{ClusterName, Key};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -83,6 +83,7 @@ impl Relay {
         let directory = directory::follow(config.peers_dir, config.own.name.clone(), shutdown.clone());
         let (send, views) = watch::channel(BTreeMap::new());
         let supervisor = Supervisor {
+            own: config.own.name.clone(),
             registry: Registry::new(config.own),
             writer,
             timing: config.timing,
@@ -128,6 +129,7 @@ impl Relay {
 }
 
 struct Supervisor {
+    own: ClusterName,
     registry: Registry,
     writer: Writer,
     timing: Timing,
@@ -168,15 +170,34 @@ impl Supervisor {
                 changed
             });
         }
-        for (name, file) in peers.configured {
-            if !self.files.contains_key(&name) {
-                self.start(name, file);
+        for (name, file) in &peers.configured {
+            if !self.files.contains_key(name) {
+                self.start(name.clone(), Some(file.clone()));
+            }
+        }
+        // While the directory cannot be read, or a file not be understood, nobody is taken for removed.
+        if peers.unreadable.is_none() {
+            for name in self.left_behind() {
+                if !self.files.contains_key(&name) && !peers.refused.contains_key(name.as_str()) {
+                    tracing::info!(peer = %name, "mirrored by an earlier run, and no peer any more");
+                    self.start(name, None);
+                }
             }
         }
     }
 
-    fn start(&mut self, name: ClusterName, file: PeerFile) {
-        let (file, follow) = watch::channel(Some(file));
+    /// The clusters of which the store holds anything. A store that outlives the process may hold peers that were
+    /// removed meanwhile, or were being drained.
+    fn left_behind(&self) -> BTreeSet<ClusterName> {
+        let prefixes = [isthmus_wire::key::CLUSTER_CONFIGS, isthmus_wire::key::SYNCED, "cilium/cache/"];
+        let keys = prefixes.into_iter().flat_map(|prefix| self.writer.keys_below(&prefix.into()));
+        let names = keys.filter_map(|key| Key::parse(&key).ok()?.mirror_of().cloned());
+        names.filter(|name| *name != self.own).collect()
+    }
+
+    /// Gives a peer a task; one without a file has been removed and only drains.
+    fn start(&mut self, name: ClusterName, file: Option<PeerFile>) {
+        let (file, follow) = watch::channel(file);
         let (view, seen) = watch::channel(PeerView::new());
         self.files.insert(name.clone(), file);
         self.views.send_modify(|views| {

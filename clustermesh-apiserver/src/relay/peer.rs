@@ -18,7 +18,7 @@ use futures::stream::{BoxStream, SelectAll};
 use isthmus_kvstore::Section;
 use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionEvent};
 use isthmus_kvstore::writer::{SectionWriter, Writer};
-use isthmus_wire::{ClusterConfig, ClusterName, Key, Prefix, Resource};
+use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, Prefix, Resource};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
@@ -194,10 +194,8 @@ impl Peer {
             }
             return (admitted.config != config).then_some(Ended::Changed);
         }
-        // Not this reading's first id, perhaps, but another than the one that is mirrored.
-        let mirrored = self.view.borrow().cluster_id;
-        if mirrored.is_some_and(|id| id != config.id.number()) {
-            self.view.send_modify(|view| view.cluster_id = None);
+        // The first id of this reading, but perhaps another than the one that is mirrored.
+        if self.mirrored_id().is_some_and(|id| id != config.id) {
             return Some(Ended::Exchanged);
         }
         let reservation = match self.registry.admit(&self.name, &config) {
@@ -225,9 +223,7 @@ impl Peer {
     ) {
         let mut sections = BTreeMap::new();
         for resource in Resource::ALL {
-            let prefix = Prefix::Cache(resource);
-            let canary = Key::canary(&self.name, prefix).to_bytes();
-            let section = self.writer.section(Section::new(prefix.range(&self.name), Some(canary)));
+            let section = self.section(resource);
             // What an earlier connection told stays until this one has told everything.
             for cached in mirror.entries(resource) {
                 section.put(cached.key, cached.value);
@@ -343,21 +339,39 @@ impl Peer {
         tracing::info!(peer = %self.name, "peer drained");
     }
 
-    /// Canaries first, so that nobody takes the emptying for the whole.
+    /// Canaries first, so that nobody takes the emptying for the whole. What an earlier run left goes too.
     async fn delete_all(&mut self, mirror: &mut Mirror) {
         self.writer.delete(Key::ClusterConfig(self.name.clone()).to_bytes());
         for resource in Resource::ALL {
             self.writer.delete(Key::canary(&self.name, Prefix::Cache(resource)).to_bytes());
         }
-        for key in mirror.clear() {
-            self.writer.delete(key);
-        }
         self.flush().await;
+        mirror.clear();
+        for resource in Resource::ALL {
+            let section = self.section(resource);
+            tokio::select! {
+                () = section.remove() => {}
+                () = self.shutdown.cancelled() => return,
+            }
+        }
         self.view.send_modify(|view| {
             view.cluster_id = None;
             view.synced = false;
         });
         self.count(mirror);
+    }
+
+    /// Where a resource is mirrored to.
+    fn section(&self, resource: Resource) -> SectionWriter {
+        let prefix = Prefix::Cache(resource);
+        let canary = Key::canary(&self.name, prefix).to_bytes();
+        self.writer.section(Section::new(prefix.range(&self.name), Some(canary)))
+    }
+
+    /// The id of the cluster that is mirrored at present, also by an earlier run.
+    fn mirrored_id(&self) -> Option<ClusterId> {
+        let value = self.writer.value(&Key::ClusterConfig(self.name.clone()).to_bytes())?;
+        Some(ClusterConfig::decode(&value).ok()?.id)
     }
 
     /// Waits until the own store has taken everything, or for the shutdown.

@@ -125,8 +125,13 @@ impl Writer {
         }
     }
 
-    /// The keys that the store holds below `prefix`, which includes its final slash.
-    fn keys_below(&self, prefix: &Bytes) -> Vec<Bytes> {
+    /// What the store holds under `key`. On the etcd engine, as far as etcd has been followed.
+    pub fn value(&self, key: &[u8]) -> Option<Bytes> {
+        self.store.get(key).map(|kv| kv.value.clone())
+    }
+
+    /// The keys that the store holds below `prefix`, which includes its final slash: what an earlier run left too.
+    pub fn keys_below(&self, prefix: &Bytes) -> Vec<Bytes> {
         let request = RangeRequest::new(KeyRange::prefix(prefix.clone()));
         let response = self.store.range(&request).expect("the present state is never compacted");
         response.kvs.iter().map(|kv| kv.key.clone()).collect()
