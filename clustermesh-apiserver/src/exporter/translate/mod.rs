@@ -10,8 +10,12 @@
 mod endpoints;
 mod identities;
 mod nodes;
+#[cfg(test)]
+mod property;
 mod services;
 mod table;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
