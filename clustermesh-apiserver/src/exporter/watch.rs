@@ -38,21 +38,46 @@ pub(crate) trait Watched:
 /// Watches all objects of a kind until the receiver is gone.
 pub(crate) async fn watch<K: Watched>(client: Client, inputs: mpsc::Sender<Input>, reporter: Reporter) {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let mut delay = RetryDelay::default();
+    while follow(api.clone(), &inputs, &reporter).await == Followed::Expired {
+        delay.reset();
+        tokio::time::sleep(delay.pause()).await;
+    }
+}
+
+/// Why a watch was given up.
+#[derive(Debug, PartialEq)]
+enum Followed {
+    /// Nobody listens any more.
+    Unwanted,
+    /// The revision to go on from has expired, so that there has to be a new list.
+    Expired,
+}
+
+async fn follow<K: Watched>(
+    api: Api<DeserializeGuard<K>>,
+    inputs: &mpsc::Sender<Input>,
+    reporter: &Reporter,
+) -> Followed {
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
     let mut events = watcher(api, config).backoff(RetryDelay::default()).boxed();
     while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                reporter.watch_failed(K::KIND, &error, &advice::<K>(&error));
-                continue;
+        match event {
+            Ok(event) => {
+                reporter.watch_works(K::KIND, matches!(event, watcher::Event::InitDone));
+                if inputs.send(K::input(fact_event(event, reporter))).await.is_err() {
+                    return Followed::Unwanted;
+                }
             }
-        };
-        reporter.watch_works(K::KIND, matches!(event, watcher::Event::InitDone));
-        if inputs.send(K::input(fact_event(event, &reporter))).await.is_err() {
-            return;
+            // The stream lists again by itself when a running watch expires, but would try for ever to begin one that
+            // has: a proxy, or a restored or restarted API, refuses it outright.
+            Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == 410 => {
+                return Followed::Expired;
+            }
+            Err(error) => reporter.watch_failed(K::KIND, &error, &advice::<K>(&error)),
         }
     }
+    Followed::Expired
 }
 
 fn fact_event<K: Watched>(event: watcher::Event<DeserializeGuard<K>>, reporter: &Reporter) -> Event<K::Fact> {
@@ -130,6 +155,14 @@ impl RetryDelay {
     const FIRST: Duration = Duration::from_millis(200);
     const LONGEST: Duration = Duration::from_secs(10);
     const PEACE: Duration = Duration::from_secs(30);
+
+    /// Notes a failure and says how long to wait before the next attempt.
+    fn pause(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(Self::LONGEST);
+        self.last_failure = Some(Instant::now());
+        delay
+    }
 }
 
 impl Default for RetryDelay {
@@ -142,10 +175,7 @@ impl Iterator for RetryDelay {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let delay = self.next;
-        self.next = (delay * 2).min(Self::LONGEST);
-        self.last_failure = Some(Instant::now());
-        Some(delay)
+        Some(self.pause())
     }
 }
 

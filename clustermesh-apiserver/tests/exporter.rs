@@ -1,0 +1,323 @@
+//! The exporter against a Kubernetes API.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clustermesh_apiserver::exporter::{ExporterConfig, Source};
+use isthmus_crds::CiliumIdentity;
+use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
+use isthmus_wire::{ClusterService, IpIdentityPair};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1::Event;
+use kube::Api;
+use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::{Value, json};
+
+use support::{Cluster, Export, config, eventually};
+
+const SERVICE: &str = "cilium/state/services/v1/alpha/app/echo";
+const LOCAL_SERVICE: &str = "isthmus/services/v1/app/echo";
+
+fn address(export: &Export, ip: &str) -> Option<IpIdentityPair> {
+    let value = export.get(&format!("cilium/state/ip/v1/default/{ip}"))?;
+    Some(IpIdentityPair::decode(value.as_bytes()).expect("an address"))
+}
+
+async fn exported_address(export: &Export, ip: &str) -> IpIdentityPair {
+    eventually(ip, || address(export, ip).ok_or_else(|| export.keys("cilium/state/ip/"))).await
+}
+
+#[tokio::test]
+async fn annotating_a_service_exports_it_and_removing_the_annotation_retracts_it() {
+    let cluster = Cluster::start().await;
+    cluster.serve_echo(json!({})).await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert_eq!(export.get(SERVICE), None);
+    assert!(export.get(LOCAL_SERVICE).is_some(), "agents see every service");
+
+    cluster
+        .merge::<Service>("echo", json!({"metadata": {"annotations": {"io.cilium/global-service": "true"}}}))
+        .await;
+    export.until(SERVICE, |value| value.is_some()).await;
+    let service =
+        ClusterService::decode(export.get(SERVICE).expect("the key").as_bytes()).expect("a service");
+    assert_eq!(service.frontends.len(), 1);
+    assert_eq!(service.backends.len(), 1);
+
+    let none: [(); 0] = [];
+    cluster.merge::<EndpointSlice>("echo-1", json!({"endpoints": none})).await;
+    export.until(SERVICE, |value| value.is_some_and(|value| value.contains(r#""backends":{}"#))).await;
+    cluster
+        .merge::<Service>("echo", json!({"metadata": {"annotations": {"service.cilium.io/shared": "false"}}}))
+        .await;
+    export.until(SERVICE, |value| value.is_none()).await;
+    cluster.delete::<Service>("echo").await;
+    export.until(LOCAL_SERVICE, |value| value.is_none()).await;
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn canaries_come_after_everything_that_there_was() {
+    let cluster = Cluster::start().await;
+    cluster.serve_echo(json!({"service.cilium.io/global": "true"})).await;
+    for n in 0..20 {
+        cluster.run_pod(&format!("echo-{n}"), &format!("app-{n}"), &format!("10.244.0.{n}")).await;
+    }
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert_eq!(export.keys("cilium/state/ip/v1/default/").len(), 20);
+    assert_eq!(
+        export.keys("cilium/synced/alpha/").into_keys().collect::<Vec<_>>(),
+        [
+            "cilium/state/identities/v1",
+            "cilium/state/ip/v1",
+            "cilium/state/nodes/v1",
+            "cilium/state/services/v1",
+            "isthmus/services/v1"
+        ]
+        .map(|prefix| format!("cilium/synced/alpha/{prefix}"))
+    );
+    let created = |prefix: &str| {
+        let keys = export.keys(prefix).into_keys();
+        keys.map(|key| export.store.get(key.as_bytes()).expect("the key").create_revision).collect::<Vec<_>>()
+    };
+    for resource in ["identities", "ip", "nodes", "services"] {
+        let prefix = format!("cilium/state/{resource}/v1");
+        let keys = created(&format!("{prefix}/"));
+        let canary = created(&format!("cilium/synced/alpha/{prefix}"));
+        assert!(!keys.is_empty() && keys.iter().all(|revision| *revision < canary[0]), "{resource}");
+    }
+    assert_eq!(
+        export.get("cilium/cluster-config/alpha").as_deref(),
+        Some(r#"{"id":1,"capabilities":{"syncedCanaries":true,"maxConnectedClusters":255}}"#)
+    );
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn pods_come_and_go_with_their_addresses() {
+    let cluster = Cluster::start().await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    let first = exported_address(&export, "10.244.0.7").await;
+    assert_eq!(first.host_ip.expect("a host").to_string(), "172.18.0.2");
+    assert_eq!(first.id.0 >> 16, 1, "in the cluster's range");
+    cluster.run_pod("echo-2", "echo", "10.244.0.8").await;
+    assert_eq!(exported_address(&export, "10.244.0.8").await.id, first.id, "same labels, same identity");
+    cluster.delete::<Pod>("echo-1").await;
+    export.until("cilium/state/ip/v1/default/10.244.0.7", |value| value.is_none()).await;
+    assert!(address(&export, "10.244.0.8").is_some());
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn identities_survive_a_restart_and_leftovers_of_the_earlier_run_go() {
+    let cluster = Cluster::start().await;
+    for n in 0..10 {
+        cluster.run_pod(&format!("echo-{n}"), &format!("app-{n}"), &format!("10.244.0.{n}")).await;
+    }
+    let store = MemoryStore::new(StoreId::random(), Limits::default());
+    let mut first = cluster.export_into(store.clone(), config());
+    first.ready().await;
+    let before = first.keys("cilium/state/");
+    first.stop().await;
+    cluster.delete::<Pod>("echo-0").await;
+
+    let mut second = cluster.export_into(store, config());
+    second.ready().await;
+    let mut expected = before;
+    assert!(expected.remove("cilium/state/ip/v1/default/10.244.0.0").is_some());
+    assert_eq!(second.keys("cilium/state/"), expected);
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn replicas_that_meet_the_same_pods_at_once_agree_on_every_identity() {
+    let cluster = Cluster::start().await;
+    let (mut one, mut two) = (cluster.export(config()), cluster.export(config()));
+    one.ready().await;
+    two.ready().await;
+    for n in 0..40 {
+        cluster.run_pod(&format!("echo-{n}"), &format!("app-{n}"), &format!("10.244.0.{n}")).await;
+    }
+    eventually("both replicas to agree", || {
+        let (of_one, of_two) = (one.keys("cilium/state/ip/"), two.keys("cilium/state/ip/"));
+        if of_one.len() == 40 && of_one == of_two { Ok(()) } else { Err((of_one.len(), of_two.len())) }
+    })
+    .await;
+    let identities: Api<CiliumIdentity> = Api::all(cluster.client.clone());
+    let stored = identities.list(&ListParams::default()).await.expect("a list").items;
+    let sets: BTreeSet<_> = stored.iter().map(|identity| identity.security_labels.clone()).collect();
+    assert_eq!((stored.len(), sets.len()), (40, 40), "one object per label set");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn an_identity_that_no_pod_needs_is_deleted_after_its_retention() {
+    let cluster = Cluster::start().await;
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    cluster.run_pod("stay-1", "stay", "10.244.0.8").await;
+    let mut export =
+        cluster.export(ExporterConfig { identity_retention: Duration::from_millis(500), ..config() });
+    export.ready().await;
+    let id = exported_address(&export, "10.244.0.7").await.id;
+    cluster.delete::<Pod>("echo-1").await;
+    export.until(&format!("cilium/state/identities/v1/id/{id}"), |value| value.is_none()).await;
+    let identities: Api<CiliumIdentity> = Api::all(cluster.client.clone());
+    assert_eq!(
+        identities.list(&ListParams::default()).await.expect("a list").items.len(),
+        1,
+        "the other one stays"
+    );
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn lost_watches_take_nothing_away_and_what_they_missed_is_made_up_for() {
+    let cluster = Cluster::start().await;
+    cluster.serve_echo(json!({"service.cilium.io/global": "true"})).await;
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    cluster.run_pod("echo-2", "echo", "10.244.0.8").await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    for round in 0..3 {
+        let keys = export.keys("cilium/state/");
+        cluster.api.disconnect_watches();
+        cluster.run_pod(&format!("new-{round}"), "new", &format!("10.244.1.{round}")).await;
+        // Who asks for what came before is told 410 now.
+        cluster.api.compact();
+        exported_address(&export, &format!("10.244.1.{round}")).await;
+        let now = export.keys("cilium/state/");
+        assert!(keys.iter().all(|(key, value)| now.get(key) == Some(value)), "{keys:#?}\n{now:#?}");
+    }
+    cluster.api.disconnect_watches();
+    cluster.delete::<Pod>("echo-1").await;
+    cluster.api.compact();
+    export.until("cilium/state/ip/v1/default/10.244.0.7", |value| value.is_none()).await;
+    assert!(address(&export, "10.244.0.8").is_some());
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn a_bad_annotation_is_told_on_the_object_and_counted_and_the_rest_goes_on() {
+    let cluster = Cluster::start().await;
+    cluster
+        .serve_echo(json!({"service.cilium.io/global": "true", "service.cilium.io/affinity": "nearest"}))
+        .await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert!(export.get(SERVICE).is_some());
+    assert_eq!(export.handle.status.borrow().problems.get("InvalidAnnotation"), Some(&1));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &export.registry).expect("metrics");
+    assert!(text.contains(r#"isthmus_exporter_problems_total{reason="InvalidAnnotation"} 1"#), "{text}");
+
+    let events: Api<Event> = cluster.namespaced();
+    let found = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let listed = events.list(&ListParams::default()).await.expect("a list").items;
+            if let Some(event) = listed.into_iter().next() {
+                return event;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("an Event in time");
+    assert_eq!(found.reason.as_deref(), Some("InvalidAnnotation"));
+    let regarding = found.regarding.expect("an object");
+    assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Service"), Some("echo")));
+    assert!(found.note.expect("a note").contains("service.cilium.io/affinity"));
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_custom_resource_it_says_what_to_apply_and_starts_once_it_is_there() {
+    let cluster = Cluster::without_definitions().await;
+    let mut export = cluster.export(config());
+    eventually("advice", || {
+        let status = export.handle.status.borrow().clone();
+        let error = status.watches.get("CiliumIdentity").and_then(|watch| watch.error.clone());
+        error.filter(|error| error.contains("apply crds/yaml/ciliumidentities.cilium.io.yaml")).ok_or(status)
+    })
+    .await;
+    assert!(!*export.handle.ready.borrow());
+    for definition in isthmus_crds::definitions() {
+        cluster.define(serde_json::to_value(definition).expect("JSON")).await;
+    }
+    export.ready().await;
+    assert_eq!(export.handle.status.borrow().watches["CiliumIdentity"].error, None);
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn with_cilium_its_own_objects_are_exported_and_nothing_is_allocated() {
+    let cluster = Cluster::start().await;
+    for (kind, plural, scope) in
+        [("CiliumNode", "ciliumnodes", "Cluster"), ("CiliumEndpoint", "ciliumendpoints", "Namespaced")]
+    {
+        cluster.define(permissive(kind, plural, scope)).await;
+    }
+    // Pods and Nodes of Kubernetes say nothing here.
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    cluster
+        .create_global::<CiliumIdentity>(json!({
+            "apiVersion": "cilium.io/v2", "kind": "CiliumIdentity", "metadata": {"name": "70000"},
+            "security-labels": {"k8s:app": "echo", "k8s:io.kubernetes.pod.namespace": "app"},
+        }))
+        .await;
+    create_dynamic(&cluster, "CiliumNode", None, json!({
+        "metadata": {"name": "node-9"},
+        "spec": {"addresses": [{"type": "InternalIP", "ip": "172.18.0.9"}], "ipam": {"podCIDRs": ["10.9.0.0/24"]}},
+    }))
+    .await;
+    create_dynamic(&cluster, "CiliumEndpoint", Some("app"), json!({
+        "metadata": {"name": "echo-9"},
+        "status": {"identity": {"id": 70000}, "networking": {"addressing": [{"ipv4": "10.9.0.7"}], "node": "172.18.0.9"}},
+    }))
+    .await;
+    let mut export = cluster.export(ExporterConfig { source: Source::Cilium, ..config() });
+    export.ready().await;
+    assert_eq!(
+        export.keys("cilium/state/").into_keys().collect::<Vec<_>>(),
+        [
+            "cilium/state/identities/v1/id/70000",
+            "cilium/state/ip/v1/default/10.9.0.7",
+            "cilium/state/nodes/v1/alpha/node-9",
+        ]
+    );
+    let identities: Api<CiliumIdentity> = Api::all(cluster.client.clone());
+    assert_eq!(identities.list(&ListParams::default()).await.expect("a list").items.len(), 1);
+    export.stop().await;
+}
+
+fn permissive(kind: &str, plural: &str, scope: &str) -> Value {
+    json!({
+        "metadata": {"name": format!("{plural}.cilium.io")},
+        "spec": {
+            "group": "cilium.io", "scope": scope,
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")},
+            "versions": [{"name": "v2", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+            }}}],
+        },
+    })
+}
+
+async fn create_dynamic(cluster: &Cluster, kind: &str, namespace: Option<&str>, object: Value) {
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("cilium.io", "v2", kind));
+    let mut object: DynamicObject = serde_json::from_value(object).expect("an object");
+    object.types = Some(kube::core::TypeMeta { api_version: "cilium.io/v2".into(), kind: kind.into() });
+    let api: Api<DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(cluster.client.clone(), namespace, &resource),
+        None => Api::all_with(cluster.client.clone(), &resource),
+    };
+    api.create(&PostParams::default(), &object).await.expect("created");
+}
