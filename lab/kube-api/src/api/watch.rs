@@ -69,7 +69,9 @@ struct Started {
 impl State {
     fn start_watch(&mut self, request: &Request, options: &ListOptions) -> ApiResult<Started> {
         let collection = &request.resource.collection;
-        let changed = self.store.subscribe(collection);
+        let mut changed = self.store.subscribe(collection);
+        // What has happened since the revision to go on from is sent at once, not with the next change.
+        changed.mark_changed();
         let current = self.store.revision();
         let mut initial = VecDeque::new();
         let from = match options.revision {

@@ -34,6 +34,7 @@ fn rows() -> Vec<Row> {
         row::<apps::ReplicaSet>().short(&["rs"]).all().status().scale(),
         row::<apps::StatefulSet>().short(&["sts"]).all().status().scale(),
         row::<discovery::EndpointSlice>(),
+        row::<k8s_openapi::api::events::v1::Event>().short(&["ev"]),
         row::<coordination::Lease>(),
         row::<net::NetworkPolicy>().short(&["netpol"]),
         row::<scheduling::PriorityClass>().short(&["pc"]),
