@@ -91,13 +91,13 @@ mod tests {
         let limiter = RateLimiter::new(RateLimits { qps: 10, bootstrap_qps: 1_000_000, max_in_flight: 1 });
         let start = Instant::now();
         for _ in 0..1_000 {
-            limiter.permit().await;
+            drop(limiter.permit().await);
         }
         assert!(start.elapsed() < Duration::from_secs(1), "the first synchronization is not slowed down");
         limiter.bootstrapped();
         let start = Instant::now();
         for _ in 0..50 {
-            limiter.permit().await;
+            drop(limiter.permit().await);
         }
         // A second's worth may come in a burst.
         assert!(start.elapsed() >= Duration::from_millis(3_900), "{:?}", start.elapsed());
@@ -110,6 +110,6 @@ mod tests {
         let _second = limiter.permit().await;
         assert!(futures::FutureExt::now_or_never(limiter.permit()).is_none());
         drop(first);
-        limiter.permit().await;
+        drop(limiter.permit().await);
     }
 }

@@ -4,8 +4,10 @@
 
 mod engine;
 mod etcd;
+mod model;
 mod pki;
 mod proxy;
 mod reader;
+mod side;
 mod wait;
 mod writer;

@@ -9,11 +9,29 @@ use isthmus_kvstore::{
 };
 
 use crate::{
-    etcd::Etcd,
     pki::Pki,
     proxy::Proxy,
+    side::{Engine, Side, on_both_engines},
     wait::{self, Consumer, until_status},
 };
+
+on_both_engines!(
+    lists_then_follows,
+    a_section_waits_for_the_cluster_configuration_and_for_its_canary,
+    without_the_capability_canaries_are_not_waited_for,
+    a_peer_whose_packets_are_dropped_is_noticed_by_keepalive,
+    a_silent_heartbeat_tears_the_connection_down,
+    a_slow_consumer_is_compacted_away_and_heals_without_loss,
+    an_exchanged_store_that_is_still_being_filled_deletes_nothing,
+    what_is_too_large_is_left_out_and_the_rest_goes_on,
+    a_section_beyond_its_bounds_takes_no_more_keys,
+    pages_that_are_too_large_are_asked_for_in_smaller_pieces,
+    a_list_of_many_pages_is_complete,
+    a_client_certificate_is_read_anew_at_each_connection,
+    errors_say_what_to_look_at,
+    the_next_endpoint_is_tried_when_one_is_down,
+    a_consumer_that_leaves_ends_its_section_and_a_dropped_reader_its_connection,
+);
 
 const PREFIX: &str = "cilium/state/nodes/v1/beta";
 const CANARY: &str = "cilium/synced/beta/cilium/state/nodes/v1";
@@ -27,38 +45,32 @@ fn key(name: &str) -> String {
     format!("{PREFIX}/{name}")
 }
 
-async fn put(client: &mut etcd_client::Client, key: &str, value: &str) {
-    client.put(key, value, None).await.unwrap();
-}
-
 /// Makes the store a complete export of cluster beta with these nodes.
-async fn export(client: &mut etcd_client::Client, nodes: &[(&str, &str)]) {
-    put(client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+async fn export(side: &Side, nodes: &[(&str, &str)]) {
+    side.put(CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
     for (name, value) in nodes {
-        put(client, &key(name), value).await;
+        side.put(&key(name), value).await;
     }
-    put(client, CANARY, "now").await;
+    side.put(CANARY, "now").await;
 }
 
 fn spawn(config: ReaderConfig) -> Reader {
     Reader::spawn("beta".parse().unwrap(), config)
 }
 
-#[tokio::test]
-async fn lists_then_follows() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("n1", "1"), ("n2", "1")]).await;
-    put(&mut client, "cilium/state/nodes/v1/beta-2/n1", "of another cluster").await;
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+async fn lists_then_follows(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1"), ("n2", "1")]).await;
+    side.put("cilium/state/nodes/v1/beta-2/n1", "of another cluster").await;
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     assert_eq!(consumer.map.keys().cloned().collect::<Vec<_>>(), [key("n1"), key("n2")]);
 
-    put(&mut client, &key("n2"), "1").await;
-    put(&mut client, &key("n2"), "2").await;
-    put(&mut client, &key("n3"), "1").await;
-    client.delete(key("n1"), None).await.unwrap();
+    side.put(&key("n2"), "1").await;
+    side.put(&key("n2"), "2").await;
+    side.put(&key("n3"), "1").await;
+    side.delete(&key("n1")).await;
     consumer.until("n1 is gone", |this| !this.map.contains_key(&key("n1"))).await;
     assert_eq!(consumer.map[&key("n2")], "2");
     assert_eq!(consumer.map[&key("n3")], "1");
@@ -74,63 +86,57 @@ async fn lists_then_follows() {
     assert_eq!(status.connection, Connection::Connected);
 }
 
-#[tokio::test]
-async fn a_section_waits_for_the_cluster_configuration_and_for_its_canary() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    put(&mut client, &key("n1"), "1").await;
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+async fn a_section_waits_for_the_cluster_configuration_and_for_its_canary(engine: Engine) {
+    let side = Side::start(engine).await;
+    side.put(&key("n1"), "1").await;
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     let status =
         until_status(&reader, "connected", |status| status.connected() && status.last_error.is_some()).await;
     assert!(status.last_error.unwrap().contains(CONFIG));
     assert_eq!(status.sections[PREFIX].phase, SectionPhase::WaitingForConnection);
 
-    put(&mut client, CONFIG, "{broken").await;
+    side.put(CONFIG, "{broken").await;
     until_status(&reader, "told what is wrong with the configuration", |status| {
         status.last_error.as_ref().is_some_and(|error| error.contains("cannot be understood"))
     })
     .await;
-    put(&mut client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+    side.put(CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
     until_status(&reader, "waiting for the canary", |status| {
         status.sections[PREFIX].phase == SectionPhase::WaitingForCanary
     })
     .await;
     consumer.drain();
     assert!(consumer.map.is_empty() && consumer.synced == 0);
-    put(&mut client, CANARY, "now").await;
+    side.put(CANARY, "now").await;
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 1);
 
     // Its deletion means nothing; a change of the configuration is told.
-    client.delete(CANARY, None).await.unwrap();
-    put(&mut client, CONFIG, r#"{"id":2}"#).await;
+    side.delete(CANARY).await;
+    side.put(CONFIG, r#"{"id":2}"#).await;
     let mut config = reader.cluster_config();
     config.wait_for(|config| config.as_deref() == Some(br#"{"id":2}"#)).await.unwrap();
-    put(&mut client, &key("n2"), "1").await;
+    side.put(&key("n2"), "1").await;
     consumer.until("n2", |this| this.map.len() == 2).await;
     assert!(reader.status().borrow().ready());
 }
 
-#[tokio::test]
-async fn without_the_capability_canaries_are_not_waited_for() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    put(&mut client, CONFIG, r#"{"id":2}"#).await;
-    put(&mut client, &key("n1"), "1").await;
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+async fn without_the_capability_canaries_are_not_waited_for(engine: Engine) {
+    let side = Side::start(engine).await;
+    side.put(CONFIG, r#"{"id":2}"#).await;
+    side.put(&key("n1"), "1").await;
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 1);
 }
 
-#[tokio::test]
-async fn a_peer_whose_packets_are_dropped_is_noticed_by_keepalive() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("n1", "1"), ("n2", "1")]).await;
-    let proxy = Proxy::to(etcd.port).await;
-    let reader = spawn(ReaderConfig::new(etcd.config_at(proxy.port)));
+async fn a_peer_whose_packets_are_dropped_is_noticed_by_keepalive(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1"), ("n2", "1")]).await;
+    let proxy = Proxy::to(side.port()).await;
+    let reader = spawn(ReaderConfig::new(side.config_at(proxy.port)));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
 
@@ -140,8 +146,8 @@ async fn a_peer_whose_packets_are_dropped_is_noticed_by_keepalive() {
     assert!(!error.contains("heartbeat"), "noticed by the silent heartbeat only: {error}");
     assert!(status.sections[PREFIX].synced, "what is known stays known");
 
-    client.delete(key("n1"), None).await.unwrap();
-    put(&mut client, &key("n3"), "1").await;
+    side.delete(&key("n1")).await;
+    side.put(&key("n3"), "1").await;
     proxy.cut();
     proxy.recover();
     consumer.until_synced().await;
@@ -151,28 +157,26 @@ async fn a_peer_whose_packets_are_dropped_is_noticed_by_keepalive() {
 
 #[tokio::test]
 async fn a_store_that_stands_still_is_noticed_and_found_again() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("n1", "1")]).await;
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let side = Side::start(Engine::Etcd).await;
+    let Side::Etcd { etcd, .. } = &side else { unreachable!() };
+    export(&side, &[("n1", "1")]).await;
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     etcd.signal("STOP");
     until_status(&reader, "the stopped etcd is noticed", |status| status.failures > 0).await;
     etcd.signal("CONT");
     consumer.until_synced().await;
-    put(&mut etcd.client().await, &key("n2"), "1").await;
+    side.put(&key("n2"), "1").await;
     consumer.until("n2", |this| this.map.len() == 2).await;
     assert!(consumer.deleted.is_empty());
 }
 
-#[tokio::test]
-async fn a_silent_heartbeat_tears_the_connection_down() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("n1", "1")]).await;
+async fn a_silent_heartbeat_tears_the_connection_down(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1")]).await;
     let config =
-        ReaderConfig { heartbeat_timeout: Duration::from_secs(1), ..ReaderConfig::new(etcd.config()) };
+        ReaderConfig { heartbeat_timeout: Duration::from_secs(1), ..ReaderConfig::new(side.config()) };
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     let status = until_status(&reader, "torn down", |status| status.failures >= 2).await;
@@ -181,10 +185,10 @@ async fn a_silent_heartbeat_tears_the_connection_down() {
     assert!(consumer.deleted.is_empty());
 
     // With a heartbeat it holds.
-    put(&mut client, "cilium/.heartbeat", "now").await;
+    side.put("cilium/.heartbeat", "now").await;
     let beat = async {
         loop {
-            put(&mut client, "cilium/.heartbeat", "now").await;
+            side.put("cilium/.heartbeat", "now").await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -201,12 +205,10 @@ async fn a_silent_heartbeat_tears_the_connection_down() {
     }
 }
 
-#[tokio::test]
-async fn a_slow_consumer_is_compacted_away_and_heals_without_loss() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("gone", "1"), ("stays", "1")]).await;
-    let config = ReaderConfig { channel_capacity: 1, ..ReaderConfig::new(etcd.config()) };
+async fn a_slow_consumer_is_compacted_away_and_heals_without_loss(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("gone", "1"), ("stays", "1")]).await;
+    let config = ReaderConfig { channel_capacity: 1, ..ReaderConfig::new(side.config()) };
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
@@ -217,15 +219,14 @@ async fn a_slow_consumer_is_compacted_away_and_heals_without_loss() {
     // More than the connection buffers, while the consumer takes nothing.
     let value = "x".repeat(512 << 10);
     for round in 0..40 {
-        put(&mut client, &key("large"), &format!("{round} {value}")).await;
+        side.put(&key("large"), &format!("{round} {value}")).await;
     }
-    client.delete(key("gone"), None).await.unwrap();
-    put(&mut client, &key("last"), "1").await;
-    let last = client.get(key("last"), None).await.unwrap().header().unwrap().revision();
-    client.compact(last, None).await.unwrap();
+    side.delete(&key("gone")).await;
+    side.put(&key("last"), "1").await;
+    side.compact().await;
 
     // Its neighbour does not notice.
-    put(&mut client, "cilium/state/ip/v1/default/10.0.0.1", "1").await;
+    side.put("cilium/state/ip/v1/default/10.0.0.1", "1").await;
     quick.until("the neighbour's event", |this| this.map.len() == 1).await;
 
     consumer
@@ -238,11 +239,10 @@ async fn a_slow_consumer_is_compacted_away_and_heals_without_loss() {
     assert_eq!(reader.status().borrow().failures, 0, "the connection held");
 }
 
-#[tokio::test]
-async fn an_exchanged_store_that_is_still_being_filled_deletes_nothing() {
-    let first = Etcd::start().await;
-    export(&mut first.client().await, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
-    let proxy = Proxy::to(first.port).await;
+async fn an_exchanged_store_that_is_still_being_filled_deletes_nothing(engine: Engine) {
+    let first = Side::start(engine).await;
+    export(&first, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
+    let proxy = Proxy::to(first.port()).await;
     let config = first.config_at(proxy.port);
     let reader = spawn(ReaderConfig::new(config));
     let mut consumer = Consumer::new(reader.follow(nodes()));
@@ -250,11 +250,11 @@ async fn an_exchanged_store_that_is_still_being_filled_deletes_nothing() {
     let first_id = reader.status().borrow().cluster_id;
 
     // The same address and authority, another store: its exporter has only begun.
-    let second = Etcd::start_like(&first).await;
-    let mut client = second.client().await;
-    put(&mut client, CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
-    put(&mut client, &key("n1"), "1").await;
-    proxy.lead_to(second.port);
+    let second = Side::start_like(&first).await;
+    let side = &second;
+    side.put(CONFIG, r#"{"id":2,"capabilities":{"syncedCanaries":true}}"#).await;
+    side.put(&key("n1"), "1").await;
+    proxy.lead_to(second.port());
     let status = until_status(&reader, "waiting for the new store's canary", |status| {
         status.connected()
             && status.cluster_id != first_id
@@ -265,135 +265,122 @@ async fn an_exchanged_store_that_is_still_being_filled_deletes_nothing() {
     consumer.drain();
     assert_eq!(consumer.map.len(), 3);
 
-    put(&mut client, &key("n2"), "2").await;
-    put(&mut client, CANARY, "now").await;
+    side.put(&key("n2"), "2").await;
+    side.put(CANARY, "now").await;
     consumer.until_synced().await;
     assert_eq!(consumer.deleted, [key("n3")]);
     assert_eq!(consumer.map[&key("n2")], "2");
     assert_eq!(consumer.map.len(), 2);
 }
 
-#[tokio::test]
-async fn what_is_too_large_is_left_out_and_the_rest_goes_on() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
+async fn what_is_too_large_is_left_out_and_the_rest_goes_on(engine: Engine) {
+    let side = Side::start(engine).await;
     let long = key(&"k".repeat(300));
-    export(&mut client, &[("n1", "1"), ("large", &"x".repeat(2_000)), ("shrinks", "1")]).await;
-    put(&mut client, &long, "1").await;
-    let mut config = ReaderConfig::new(etcd.config());
+    export(&side, &[("n1", "1"), ("large", &"x".repeat(2_000)), ("shrinks", "1")]).await;
+    side.put(&long, "1").await;
+    let mut config = ReaderConfig::new(side.config());
     config.bounds.value_bytes = 1_000;
     config.bounds.key_bytes = 200;
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 2);
-    put(&mut client, &key("shrinks"), &"x".repeat(2_000)).await;
-    put(&mut client, &key("large"), "small now").await;
+    side.put(&key("shrinks"), &"x".repeat(2_000)).await;
+    side.put(&key("large"), "small now").await;
     consumer.until("the rest", |this| this.map.contains_key(&key("large"))).await;
     assert_eq!(consumer.deleted, [key("shrinks")]);
     let status = until_status(&reader, "counted", |status| status.sections[PREFIX].skipped == 3).await;
     assert!(status.sections[PREFIX].last_error.as_ref().unwrap().contains("too large"));
 }
 
-#[tokio::test]
-async fn a_section_beyond_its_bounds_takes_no_more_keys() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
-    let mut config = ReaderConfig::new(etcd.config());
+async fn a_section_beyond_its_bounds_takes_no_more_keys(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
+    let mut config = ReaderConfig::new(side.config());
     config.bounds.keys = 2;
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
-    put(&mut client, &key("n1"), "2").await;
+    side.put(&key("n1"), "2").await;
     consumer.until("known keys still change", |this| this.map[&key("n1")] == "2").await;
     assert_eq!(consumer.map.len(), 2);
     assert_eq!(reader.status().borrow().sections[PREFIX].skipped, 1);
 }
 
-#[tokio::test]
-async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
+async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces(engine: Engine) {
+    let side = Side::start(engine).await;
     let value = "x".repeat(1 << 20);
-    export(&mut client, &[]).await;
+    export(&side, &[]).await;
     for index in 0..50 {
-        put(&mut client, &key(&format!("n{index:02}")), &value).await;
+        side.put(&key(&format!("n{index:02}")), &value).await;
     }
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 50);
     assert_eq!(reader.status().borrow().failures, 0);
 }
 
-#[tokio::test]
-async fn a_list_of_many_pages_is_complete() {
-    let etcd = Etcd::start().await;
-    let mut client = etcd.client().await;
-    export(&mut client, &[]).await;
+async fn a_list_of_many_pages_is_complete(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[]).await;
     for page in 0..10 {
-        let puts: Vec<_> = (0..100)
-            .map(|index| etcd_client::TxnOp::put(key(&format!("n{}", page * 100 + index)), "1", None))
-            .collect();
-        client.txn(etcd_client::Txn::new().and_then(puts)).await.unwrap();
+        let pairs = (0..100).map(|index| (key(&format!("n{}", page * 100 + index)), "1".to_owned()));
+        side.put_all(pairs.collect()).await;
     }
-    let reader = spawn(ReaderConfig::new(etcd.config()));
+    let reader = spawn(ReaderConfig::new(side.config()));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 1_000);
 }
 
-#[tokio::test]
-async fn a_client_certificate_is_read_anew_at_each_connection() {
-    let etcd = Etcd::start().await;
-    export(&mut etcd.client().await, &[("n1", "1")]).await;
+async fn a_client_certificate_is_read_anew_at_each_connection(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1")]).await;
     let stranger = Pki::new();
-    let mut config = stranger.client("reader", etcd.port);
-    config.trusted_ca_file = Some(etcd.pki.ca());
+    let mut config = stranger.client("remote-alpha", side.port());
+    config.trusted_ca_file = Some(side.pki().ca());
     let files = config.identity.clone().unwrap();
     let reader = spawn(ReaderConfig::new(config));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     let status = until_status(&reader, "refused", |status| status.last_error.is_some()).await;
     assert!(!status.connected());
 
-    let renewed = etcd.pki.client("reader", etcd.port).identity.unwrap();
+    let renewed = side.pki().client("remote-alpha", side.port()).identity.unwrap();
     std::fs::copy(renewed.key_file, files.key_file).unwrap();
     std::fs::copy(renewed.cert_file, files.cert_file).unwrap();
     consumer.until_synced().await;
     assert_eq!(consumer.map.len(), 1);
 }
 
-#[tokio::test]
-async fn errors_say_what_to_look_at() {
-    let etcd = Etcd::start().await;
+async fn errors_say_what_to_look_at(engine: Engine) {
+    let side = Side::start(engine).await;
     let error = async |config| {
         let reader = spawn(ReaderConfig::new(config));
         let status = until_status(&reader, "an error", |status| status.last_error.is_some()).await;
         status.last_error.unwrap()
     };
-    let mut missing = etcd.config();
+    let mut missing = side.config();
     missing.trusted_ca_file = Some("/nowhere/ca.crt".into());
     let text = error(missing).await;
     assert!(text.contains("trusted-ca-file") && text.contains("/nowhere/ca.crt"), "{text}");
 
     let stranger = Pki::new();
-    let mut untrusted = etcd.config();
+    let mut untrusted = side.config();
     untrusted.trusted_ca_file = Some(stranger.ca());
     let text = error(untrusted).await;
     assert!(text.contains("authority"), "{text}");
 
-    let mut nobody = etcd.config();
+    let mut nobody = side.config();
     nobody.endpoints = vec!["https://127.0.0.1:1".parse().unwrap()];
     let text = error(nobody).await;
     assert!(text.contains("127.0.0.1:1") && text.contains("cannot connect"), "{text}");
 }
 
-#[tokio::test]
-async fn the_next_endpoint_is_tried_when_one_is_down() {
-    let etcd = Etcd::start().await;
-    export(&mut etcd.client().await, &[("n1", "1")]).await;
-    let mut config = etcd.config();
+async fn the_next_endpoint_is_tried_when_one_is_down(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1")]).await;
+    let mut config = side.config();
     config.endpoints.insert(0, "https://127.0.0.1:1".parse().unwrap());
     let reader = spawn(ReaderConfig::new(config));
     let mut consumer = Consumer::new(reader.follow(nodes()));
@@ -401,12 +388,11 @@ async fn the_next_endpoint_is_tried_when_one_is_down() {
     assert_eq!(reader.status().borrow().failures, 0);
 }
 
-#[tokio::test]
-async fn a_consumer_that_leaves_ends_its_section_and_a_dropped_reader_its_connection() {
-    let etcd = Etcd::start().await;
-    export(&mut etcd.client().await, &[("n1", "1")]).await;
-    let proxy = Proxy::to(etcd.port).await;
-    let reader = spawn(ReaderConfig::new(etcd.config_at(proxy.port)));
+async fn a_consumer_that_leaves_ends_its_section_and_a_dropped_reader_its_connection(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1")]).await;
+    let proxy = Proxy::to(side.port()).await;
+    let reader = spawn(ReaderConfig::new(side.config_at(proxy.port)));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
     drop(consumer);
