@@ -12,6 +12,14 @@ const SHORT: u32 = 60;
 /// TCP after a reset or a FIN from both sides.
 const TCP_CLOSING: u32 = 10;
 
+/// Jiffies since `then`. Another CPU may have written a time that is later than this one's `now`: that is no time at all,
+/// and not nearly for ever.
+#[inline(always)]
+pub fn idle(now: u32, then: u32) -> u32 {
+    let idle = now.wrapping_sub(then);
+    if idle > u32::MAX / 2 { 0 } else { idle }
+}
+
 /// The map entries are written to when they are this old and not with every packet: a cache line that every packet
 /// writes to is fetched by every CPU.
 #[inline(always)]

@@ -9,7 +9,7 @@ use isthmus_bpf_abi::{
 
 use crate::Verdict;
 use crate::config::now;
-use crate::conntrack::{after_forward, from_reply, is_closed, is_expired, is_reused, is_stale};
+use crate::conntrack::{after_forward, from_reply, idle, is_closed, is_expired, is_reused, is_stale};
 use crate::count::{count, count_flow};
 use crate::fragment;
 use crate::maps::{CT, CT_REPLY, SERVICES};
@@ -114,7 +114,7 @@ fn known<'a, const V4: bool>(
     let entry = CT.get_ptr_mut(key)?;
     // SAFETY: the kernel keeps map values readable while the program runs; racing writes are of single words.
     let entry = unsafe { &mut *entry };
-    let idle = now.wrapping_sub(entry.last_seen);
+    let idle = idle(now, entry.last_seen);
     let flags = entry.flags;
     if is_expired(idle, packet.protocol, flags) || is_reused(flags, ports.tcp_flags) {
         return None;
@@ -162,6 +162,10 @@ fn new_flow<'a, const V4: bool>(
         last_seen: now,
         flags: after_forward(0, packet.protocol, ports.tcp_flags),
     };
+    if choice.backend.addr.is_v4() != V4 {
+        // Only a mistake of user space leads here.
+        return Err(Counter::TcError);
+    }
     // The answers' entry first: an answer never finds only half.
     if CT_REPLY.insert(&reply_key, &reply, 0).is_err() || CT.insert(key, &entry, 0).is_err() {
         return Err(Counter::TcError);
@@ -179,7 +183,7 @@ fn clashes(key: &ReplyKey, reply: &ReplyEntry, now: u32) -> bool {
     if other.service == reply.service {
         return false;
     }
-    let idle = now.wrapping_sub(other.last_seen);
+    let idle = idle(now, other.last_seen);
     let other_key =
         CtKey { client: key.client, service: other.service, client_port_be: key.client_port_be, pad: 0 };
     // SAFETY: as above.
@@ -249,7 +253,7 @@ fn hairpin_reply<const V4: bool>(
 /// What an answer to `client` tells of its flow.
 #[inline(always)]
 pub fn note_reply(reply: &mut ReplyEntry, client: &Addr, client_port_be: u16, tcp_flags: u8, now: u32) {
-    let stale = is_stale(now.wrapping_sub(reply.last_seen));
+    let stale = is_stale(idle(now, reply.last_seen));
     let flags = from_reply(tcp_flags);
     if !stale && flags == 0 {
         return;

@@ -1,12 +1,14 @@
-//! A connection that cannot be made is refused at once, as a closed port would: TCP by a reset. A UDP datagram is
-//! dropped, which is what a datagram's sender must expect anyway.
+//! What cannot be delivered is refused at once, as a closed port would: TCP by a reset, UDP by an ICMP error.
 
-use aya_ebpf::helpers::generated::bpf_skb_change_tail;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 
 use crate::Verdict;
 use crate::packet::{
-    ACK, ETH_LEN, FIN, Fragment, Ipv4Header, Ipv6Header, Packet, Ports, RST, SYN, TCP, at, write_addr,
+    ACK, ETH_LEN, FIN, Fragment, ICMP, ICMPV6, Ipv4Header, Ipv6Header, Packet, Ports, RST, SYN, TCP, at,
+    write_addr,
 };
 use crate::rewrite::{HalfWritten, swap_macs};
 
@@ -25,7 +27,8 @@ struct TcpHeader {
     urgent: u16,
 }
 
-/// Answers `packet` with a reset where TCP calls for one (RFC 9293, 3.10.7.1), and drops it otherwise.
+/// Turns `packet` into its refusal: a reset where TCP calls for one (RFC 9293, 3.10.7.1), "port unreachable" for UDP.
+/// Packets with IP options and fragments are dropped.
 #[inline(always)]
 pub fn refuse<const V4: bool>(
     ctx: &TcContext,
@@ -33,14 +36,95 @@ pub fn refuse<const V4: bool>(
     ports: Ports,
 ) -> Result<Verdict, HalfWritten> {
     let without_options = if V4 { 34 } else { 54 };
-    if packet.protocol != TCP
-        || ports.tcp_flags & RST != 0
-        || packet.fragment != Fragment::No
-        || packet.l4 != without_options
-    {
+    if ports.tcp_flags & RST != 0 || packet.fragment != Fragment::No || packet.l4 != without_options {
         return Ok(Verdict::Drop);
     }
-    if V4 { reset::<V4, 34>(ctx, packet, ports) } else { reset::<V4, 54>(ctx, packet, ports) }
+    match (packet.protocol == TCP, V4) {
+        (true, true) => reset::<V4, 34>(ctx, packet, ports),
+        (true, false) => reset::<V4, 54>(ctx, packet, ports),
+        (false, true) => unreachable_v4(ctx, packet),
+        (false, false) => unreachable_v6(ctx, packet),
+    }
+}
+
+/// The error quotes what it is about: the IP header and the UDP header.
+#[inline(always)]
+fn unreachable_v4<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<Verdict, HalfWritten> {
+    const LEN: u16 = 20 + 8 + 28;
+    let [a, b, c, d, e, f, g] = quoted::<7>(ctx)?;
+    let (source, destination) = (packet.destination.0[3], packet.source.0[3]);
+    // Destination unreachable, port unreachable.
+    let kind = u32::from_ne_bytes([3, 3, 0, 0]);
+    let sum = Sum(kind as u64 + a as u64 + b as u64 + c as u64 + d as u64 + e as u64 + f as u64 + g as u64);
+    let kind = with_low_half(kind, sum.checksum());
+    let [high, low] = LEN.to_be_bytes();
+    let first = u32::from_ne_bytes([0x45, 0, high, low]);
+    let second = u32::from_ne_bytes([0, 0, 0x40, 0]);
+    let third = u32::from_ne_bytes([64, ICMP, 0, 0]);
+    let sum = Sum(first as u64 + second as u64 + third as u64 + source as u64 + destination as u64);
+    let third = with_low_half(third, sum.checksum());
+    answer(ctx, &[first, second, third, source, destination, kind, 0, a, b, c, d, e, f, g])
+}
+
+#[inline(always)]
+fn unreachable_v6<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<Verdict, HalfWritten> {
+    const LEN: u16 = 8 + 48;
+    let quoted = quoted::<12>(ctx)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = quoted;
+    let [s0, s1, s2, s3] = packet.destination.0;
+    let [d0, d1, d2, d3] = packet.source.0;
+    // Destination unreachable, port unreachable.
+    let kind = u32::from_ne_bytes([1, 4, 0, 0]);
+    let mut sum = Sum(kind as u64 + LEN.to_be() as u64 + (ICMPV6 as u16).to_be() as u64);
+    sum.words(&packet.source.0);
+    sum.words(&packet.destination.0);
+    sum.words(&[a, b, c, d]);
+    sum.words(&[e, f, g, h]);
+    sum.words(&[i, j, k, l]);
+    let kind = with_low_half(kind, sum.checksum());
+    let first = u32::from_ne_bytes([0x60, 0, 0, 0]);
+    let [high, low] = LEN.to_be_bytes();
+    let second = u32::from_ne_bytes([high, low, ICMPV6, 64]);
+    let header = [first, second, s0, s1, s2, s3, d0, d1, d2, d3, kind, 0];
+    let [p, q, r, s, t, u, v, w, x, y, z, zero] = header;
+    answer(ctx, &[p, q, r, s, t, u, v, w, x, y, z, zero, a, b, c, d, e, f, g, h, i, j, k, l])
+}
+
+/// The first words behind the Ethernet header.
+#[inline(always)]
+fn quoted<const N: usize>(ctx: &TcContext) -> Result<[u32; N], HalfWritten> {
+    let mut words = MaybeUninit::<[u32; N]>::uninit();
+    let to = words.as_mut_ptr().cast();
+    // SAFETY: the helper writes 4 * N bytes or fails.
+    let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), ETH_LEN as u32, to, 4 * N as u32) };
+    // SAFETY: it has not failed.
+    if result == 0 { Ok(unsafe { words.assume_init() }) } else { Err(HalfWritten) }
+}
+
+/// Puts a whole packet in place of the one that was sent, and sends it back.
+#[inline(always)]
+fn answer<const N: usize>(ctx: &TcContext, words: &[u32; N]) -> Result<Verdict, HalfWritten> {
+    let len = 4 * N as u32;
+    // SAFETY: the context is the kernel's, and `words` are 4 * N readable bytes.
+    let result = unsafe {
+        match bpf_skb_change_tail(ctx.skb.skb, ETH_LEN as u32 + len, 0) {
+            0 => bpf_skb_store_bytes(ctx.skb.skb, ETH_LEN as u32, words.as_ptr().cast(), len, 0),
+            error => error,
+        }
+    };
+    if result != 0 {
+        return Err(HalfWritten);
+    }
+    swap_macs(ctx)?;
+    Ok(Verdict::TurnBack)
+}
+
+/// The last two bytes in memory, where both headers have their checksum.
+#[inline(always)]
+fn with_low_half(word: u32, checksum: u16) -> u32 {
+    let [a, b, _, _] = word.to_ne_bytes();
+    let [c, d] = checksum.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use isthmus_bpf_abi::{Addr, AffinityEntry, AffinityKey, Backend, Service, SlotKey};
 
 use crate::config::{jiffies_per_second, now};
+use crate::conntrack::idle;
 use crate::maps::{AFFINITY, BACKENDS, SLOTS};
 
 /// A backend and its index.
@@ -33,7 +34,7 @@ pub fn choose<'a>(service: &Service, client: &Addr) -> Option<Choice<'a>> {
     if let Some(entry) = AFFINITY.get_ptr_mut(&key) {
         // SAFETY: the kernel keeps map values readable while the program runs; a racing write gives either value.
         let entry = unsafe { &mut *entry };
-        let idle = now.wrapping_sub(entry.last_used) as u64;
+        let idle = idle(now, entry.last_used) as u64;
         if idle <= affinity as u64 * jiffies_per_second() as u64 {
             if let Some(choice) = alive(entry.backend, entry.fingerprint) {
                 entry.last_used = now;

@@ -72,7 +72,7 @@ enum Outcome<'a> {
 #[inline(always)]
 fn connect<'a>(ctx: *mut bpf_sock_addr, addr: Addr) -> Outcome<'a> {
     let Some((key, service)) = lookup(ctx, addr) else { return Outcome::Untouched };
-    let Some(choice) = choose(ctx, service) else { return no_backend(service) };
+    let Some(choice) = choose(ctx, &key, service) else { return no_backend(service) };
     remember_peer(ctx, &key, choice);
     count(Counter::SocketTranslated);
     count_flow(choice.backend.cluster);
@@ -103,7 +103,7 @@ fn sendmsg<'a>(ctx: *mut bpf_sock_addr, addr: Addr) -> Outcome<'a> {
             return Outcome::To(choice);
         }
     }
-    let Some(choice) = choose(ctx, service) else { return no_backend(service) };
+    let Some(choice) = choose(ctx, &key, service) else { return no_backend(service) };
     let entry = SocketEntry {
         addr: key.addr,
         port_be: key.port_be,
@@ -129,13 +129,17 @@ fn lookup<'a>(ctx: *mut bpf_sock_addr, addr: Addr) -> Option<(ServiceKey, &'a Se
 }
 
 #[inline(always)]
-fn choose<'a>(ctx: *mut bpf_sock_addr, service: &Service) -> Option<Choice<'a>> {
-    if service.affinity_seconds == 0 {
-        return service::random(service.id, service.count);
-    }
-    // SAFETY: the context is the kernel's.
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
-    service::choose(service, &Addr([u32::MAX, u32::MAX, (cookie >> 32) as u32, cookie as u32]))
+fn choose<'a>(ctx: *mut bpf_sock_addr, dialled: &ServiceKey, service: &Service) -> Option<Choice<'a>> {
+    let choice = if service.affinity_seconds == 0 {
+        service::random(service.id, service.count)?
+    } else {
+        // SAFETY: the context is the kernel's.
+        let cookie = unsafe { bpf_get_netns_cookie(ctx.cast()) };
+        let client = Addr([u32::MAX, u32::MAX, (cookie >> 32) as u32, cookie as u32]);
+        service::choose(service, &client)?
+    };
+    // Only a mistake of user space makes the families differ.
+    (choice.backend.addr.is_v4() == dialled.addr.is_v4()).then_some(choice)
 }
 
 #[inline(always)]

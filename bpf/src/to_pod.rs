@@ -6,7 +6,7 @@ use isthmus_bpf_abi::{Counter, ReplyKey, ct_flags};
 
 use crate::Verdict;
 use crate::config::now;
-use crate::conntrack::is_expired;
+use crate::conntrack::{idle, is_expired};
 use crate::count::count;
 use crate::fragment;
 use crate::from_pod::note_reply;
@@ -65,7 +65,7 @@ fn translate_ip<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<
     let reply = unsafe { &mut *reply };
     let now = now();
     // Only the client's side knows the state. Until a flow is surely over its answers are turned back.
-    if is_expired(now.wrapping_sub(reply.last_seen), packet.protocol, ct_flags::ESTABLISHED) {
+    if is_expired(idle(now, reply.last_seen), packet.protocol, ct_flags::ESTABLISHED) {
         return Ok(Verdict::Pass);
     }
     note_reply(reply, &packet.destination, ports.destination_be, ports.tcp_flags, now);

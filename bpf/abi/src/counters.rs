@@ -14,7 +14,7 @@ pub enum Counter {
     TcReply = 4,
     /// Flows that connection tracking saw for the first time, or sent to a new backend.
     TcNewFlow = 5,
-    /// Packets from pods to a service without backends: TCP is answered with a reset, UDP dropped.
+    /// Packets from pods to a service without backends, answered with a TCP reset or an ICMP error.
     TcNoBackend = 6,
     /// Packets dropped by an error of ours: they could not be rewritten, or tracked.
     TcError = 7,

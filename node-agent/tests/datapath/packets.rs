@@ -304,15 +304,16 @@ fn fragments_of_a_datagram_that_is_not_translated_do_not_follow_an_older_one_tha
 }
 
 #[test]
-fn a_service_without_backends_refuses_tcp_with_a_reset_and_drops_udp() {
+fn a_service_without_backends_refuses_tcp_with_a_reset_and_udp_with_an_icmp_error() {
     each_family_and_protocol(|datapath, family, protocol, service| {
         service.grow(datapath, &[]);
         let sent = frame(protocol, family.client, family.service, SYN);
         let run = from_pod(datapath, &sent.bytes());
+        assert_eq!(run.retval, REDIRECT);
+        assert_eq!(run.packet[..6], sent.bytes()[6..12], "back to the sender's MAC address");
         if protocol == UDP {
-            assert_eq!(run.retval, DROP);
+            assert_eq!(read_icmp_error(&run.packet), (sent.source, sent.destination));
         } else {
-            assert_eq!(run.retval, REDIRECT);
             let reset = Frame::read(&run.packet);
             assert_eq!((reset.source, reset.destination), (sent.destination, sent.source));
             assert_eq!((reset.tcp_flags, reset.payload.len()), (RST | ACK, 0));
@@ -321,7 +322,6 @@ fn a_service_without_backends_refuses_tcp_with_a_reset_and_drops_udp() {
             let acknowledged =
                 u32::from_be_bytes(run.packet[l4 + 8..l4 + 12].try_into().expect("four bytes"));
             assert_eq!(acknowledged, 7 + 1 + sent.payload.len() as u32);
-            assert_eq!(run.packet[..6], sent.bytes()[6..12], "back to the sender's MAC address");
         }
         let reset = frame(TCP, family.client, family.service, RST).bytes();
         if protocol == TCP {

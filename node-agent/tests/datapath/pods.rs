@@ -273,17 +273,26 @@ fn a_pod_that_is_its_own_only_backend_reaches_itself() {
 }
 
 #[test]
-fn a_service_without_backends_resets_connections() {
+fn a_service_without_backends_refuses_connections_and_datagrams() {
     sandbox(|sandbox| {
         let (datapath, [client, ..]) = node(sandbox, Features::Detect);
         for (number, service) in SERVICES.into_iter().enumerate() {
-            Model::new(1 + number as u32, service, Protocol::Tcp).grow(&datapath, &[]);
+            Model::new(1 + 2 * number as u32, service, Protocol::Tcp).grow(&datapath, &[]);
+            Model::new(2 + 2 * number as u32, service, Protocol::Udp).grow(&datapath, &[]);
             client.namespace.run(|| {
                 let error = TcpStream::connect(service).expect_err("no backend");
                 assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+                // Shorter and longer than the error that comes back.
+                for len in [0, 1000] {
+                    let socket = udp_socket(any(service));
+                    socket.connect(service).expect("connect");
+                    socket.send(&vec![0; len]).expect("send");
+                    let error = socket.recv(&mut [0; 8]).expect_err("no backend");
+                    assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
+                }
             });
         }
-        assert_eq!(count(&datapath, Counter::TcNoBackend), 2);
+        assert_eq!(count(&datapath, Counter::TcNoBackend), 6);
     });
 }
 
