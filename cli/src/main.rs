@@ -42,7 +42,7 @@ const EXAMPLES: &str = "Examples:
 #[tokio::main]
 async fn main() -> ExitCode {
     // RUST_LOG=isthmus_lab=debug shows what the lab's kubelets and controllers do.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Lab(command) => lab::run(command).await,

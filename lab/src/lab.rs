@@ -80,15 +80,17 @@ impl Lab {
         progress("nodes, kubelets and controllers");
         futures::future::try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
 
-        progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
-        let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
-        for cluster in &clusters {
-            cluster.prepare_mesh(&pki, &spec, &clusters)?;
-        }
-        futures::future::try_join_all(clusters.iter().map(|c| c.start_apiserver(&spec))).await?;
+        if spec.mesh {
+            progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
+            let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
+            for cluster in &clusters {
+                cluster.prepare_mesh(&pki, &spec, &clusters)?;
+            }
+            futures::future::try_join_all(clusters.iter().map(|c| c.start_apiserver(&spec))).await?;
 
-        progress("a node-agent on each node");
-        futures::future::try_join_all(clusters.iter().map(Cluster::start_agents)).await?;
+            progress("a node-agent on each node");
+            futures::future::try_join_all(clusters.iter().map(Cluster::start_agents)).await?;
+        }
         Ok(Self { spec, wan, clusters, ground: Arc::clone(ground) })
     }
 

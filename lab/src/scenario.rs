@@ -146,6 +146,7 @@ impl Scenario {
             families: self.families,
             store: store.unwrap_or(self.store),
             max_connected_clusters: self.max_connected_clusters,
+            mesh: true,
             clusters: self.clusters.clone(),
         }
     }

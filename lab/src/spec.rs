@@ -19,6 +19,8 @@ pub struct LabSpec {
     pub store: Store,
     /// 255 or 511.
     pub max_connected_clusters: u16,
+    /// Whether clusters have a clustermesh-apiserver and node-agents; without, they are plain clusters.
+    pub mesh: bool,
     /// At least one.
     pub clusters: Vec<ClusterSpec>,
 }

@@ -94,8 +94,16 @@ impl StateDir {
     /// # Errors
     /// When the name is taken, or the folder cannot be made.
     pub fn claim(&self) -> Result<()> {
-        fs::create_dir_all(STATE_ROOT).doing(|| format!("making {STATE_ROOT}"))?;
-        match fs::create_dir(&self.0) {
+        let mut make = || fs::create_dir_all(STATE_ROOT).and_then(|()| fs::create_dir(&self.0));
+        let mut made = make();
+        // The last lab to go takes the folder of all labs with it, perhaps between our two steps.
+        for _ in 0..100 {
+            if !made.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+            made = make();
+        }
+        match made {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(LabError::invalid(format!(
                 "there is a lab of this name already ({}): `isthmus lab down {}` removes it, `--name` makes another beside it",
                 self.0.display(),
