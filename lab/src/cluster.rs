@@ -244,7 +244,7 @@ impl Cluster {
         self.wait_ready(&name).await
     }
 
-    pub(crate) async fn start_agents(&self) -> Result<()> {
+    pub(crate) async fn start_agents(&self, lab: &LabSpec) -> Result<()> {
         let dir = self.ground.state.cluster(self.name());
         let mut names = Vec::new();
         for (i, node) in self.spec.nodes.iter().enumerate() {
@@ -253,6 +253,7 @@ impl Cluster {
             let mut flags = Flags::default();
             flags.add("--cluster-name", self.name());
             flags.add("--cluster-id", self.id().to_string());
+            flags.add("--max-connected-clusters", lab.max_connected_clusters.to_string());
             flags.add("--node-name", node);
             flags.add("--kubeconfig", dir.join("agent.kubeconfig"));
             flags.add("--gateway-config", dir.join(node).join("gateway.yaml"));

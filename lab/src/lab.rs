@@ -89,7 +89,7 @@ impl Lab {
             futures::future::try_join_all(clusters.iter().map(|c| c.start_apiserver(&spec))).await?;
 
             progress("a node-agent on each node");
-            futures::future::try_join_all(clusters.iter().map(Cluster::start_agents)).await?;
+            futures::future::try_join_all(clusters.iter().map(|c| c.start_agents(&spec))).await?;
         }
         Ok(Self { spec, wan, clusters, ground: Arc::clone(ground) })
     }

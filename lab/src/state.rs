@@ -94,7 +94,7 @@ impl StateDir {
     /// # Errors
     /// When the name is taken, or the folder cannot be made.
     pub fn claim(&self) -> Result<()> {
-        let mut make = || fs::create_dir_all(STATE_ROOT).and_then(|()| fs::create_dir(&self.0));
+        let make = || fs::create_dir_all(STATE_ROOT).and_then(|()| fs::create_dir(&self.0));
         let mut made = make();
         // The last lab to go takes the folder of all labs with it, perhaps between our two steps.
         for _ in 0..100 {
