@@ -24,6 +24,7 @@ use crate::kinds::{self, services::Addresses};
 use crate::rbac;
 use crate::request::{Query, Request};
 use crate::resource::Registry;
+use crate::selector::Selector;
 use crate::status::{ApiError, ApiResult};
 use crate::store::Store;
 
@@ -175,13 +176,19 @@ impl Api {
     }
 
     fn authorize(&self, user: &User, request: &Request) -> ApiResult<()> {
+        // A list of the one object of that name is allowed where the object is.
+        let selected = match request.name {
+            None => Selector::parse("", request.query.text("fieldSelector"), &request.resource.kind).ok(),
+            Some(_) => None,
+        };
+        let selected = selected.as_ref().and_then(Selector::name);
         let attributes = rbac::Attributes {
             verb: request.verb,
             group: &request.resource.group,
             resource: &request.resource.plural,
             subresource: request.subresource.as_deref().unwrap_or_default(),
             namespace: request.namespace.as_deref().unwrap_or_default(),
-            name: request.name(),
+            name: selected.unwrap_or_else(|| request.name()),
         };
         if rbac::allows(&self.state().store, user, &attributes) {
             return Ok(());

@@ -224,7 +224,9 @@ impl Fields {
                     }
                 }
                 (None, false) => {
-                    object[step.trim_start_matches("f:")] = value.clone();
+                    if let Some(name) = step.strip_prefix("f:") {
+                        object[name] = value.clone();
+                    }
                 }
             }
         }

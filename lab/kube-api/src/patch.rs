@@ -1,11 +1,44 @@
-//! Strategic merge patch.
-//!
-//! JSON patch (RFC 6902) and merge patch (RFC 7386) come from the `json-patch` crate.
+//! JSON patch (RFC 6902) within bounds, and strategic merge patch. Merge patch (RFC 7386) needs neither: the
+//! `json-patch` crate has it.
 
+use json_patch::{Patch, PatchOperation};
 use serde_json::{Map, Value};
 
 use crate::schema::{At, ListKind};
 use crate::status::{ApiError, ApiResult};
+
+/// More operations than this in one JSON patch are refused, as by the real server.
+const MAX_OPERATIONS: usize = 10_000;
+/// What a JSON patch copies, all in all. Copies of copies would else make gigabytes of a byte, or nest
+/// deeper than a stack is.
+const MAX_COPIED_BYTES: usize = 256 * 1024;
+/// Deeper places cannot be patched; what is read from a body is not deeper either.
+const MAX_PATCH_DEPTH: usize = 128;
+
+/// The object with a JSON patch applied.
+pub fn json_patched(object: &Value, patch: &Patch) -> ApiResult<Value> {
+    if patch.len() > MAX_OPERATIONS {
+        let why = format!("the patch has more than {MAX_OPERATIONS} operations: send several");
+        return Err(ApiError::bad_request(why));
+    }
+    let mut new = object.clone();
+    let mut copied = 0;
+    for operation in patch.iter() {
+        if operation.path().count() > MAX_PATCH_DEPTH {
+            let why = format!("the patch reaches deeper than {MAX_PATCH_DEPTH} levels");
+            return Err(ApiError::bad_request(why));
+        }
+        if let PatchOperation::Copy(copy) = operation {
+            copied += new.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            if copied > MAX_COPIED_BYTES {
+                return Err(ApiError::too_large(MAX_COPIED_BYTES));
+            }
+        }
+        json_patch::patch(&mut new, std::slice::from_ref(operation))
+            .map_err(|e| ApiError::unprocessable(format!("the server rejected our request: {e}")))?;
+    }
+    Ok(new)
+}
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -127,7 +160,7 @@ fn merge_list(item: At<'_>, list: &mut Value, patch: &[Value], key: &str, name: 
 }
 
 /// Sorts what the order names into that order; what it does not name keeps its place among its neighbours.
-fn reorder(at: At<'_>, list: &mut Vec<Value>, order: &[Value]) {
+fn reorder(at: At<'_>, list: &mut [Value], order: &[Value]) {
     let key = match at.list_kind() {
         ListKind::Map(keys) => keys.first(),
         _ => None,
@@ -175,6 +208,20 @@ mod tests {
         let resource = registry.iter().find(|r| r.plural == plural).expect(plural).clone();
         strategic(resource.schema.at(), &mut object, &patch).expect("a good patch");
         object
+    }
+
+    #[test]
+    fn a_json_patch_cannot_grow_without_bound() {
+        let doubling = |n: u32| json!({ "op": "copy", "from": "", "path": format!("/{n}") });
+        let patch =
+            |operations: Vec<Value>| serde_json::from_value::<Patch>(json!(operations)).expect("a patch");
+        let object = json!({ "data": { "key": "value" } });
+        let error = json_patched(&object, &patch((0..60).map(doubling).collect())).expect_err("too large");
+        assert_eq!(error.code(), 413);
+        let deep = json!({ "op": "add", "path": "/a".repeat(129), "value": 1 });
+        assert_eq!(json_patched(&object, &patch(vec![deep])).expect_err("too deep").code(), 400);
+        let missing = json!({ "op": "test", "path": "/data/key", "value": "other" });
+        assert_eq!(json_patched(&object, &patch(vec![missing])).expect_err("not equal").code(), 422);
     }
 
     #[test]

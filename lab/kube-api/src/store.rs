@@ -56,6 +56,14 @@ pub struct Event {
     pub key: Key,
     /// What happened.
     pub change: Change,
+    line: OnceLock<Bytes>,
+}
+
+impl Event {
+    /// The event as a line of a watch, made once for all watchers that see it as it is.
+    pub fn line(&self, make: impl FnOnce() -> Bytes) -> &Bytes {
+        self.line.get_or_init(make)
+    }
 }
 
 /// What happened to an object. `new` of a deletion is its last state, at the deletion's revision.
@@ -185,7 +193,7 @@ impl Store {
             Some(old) => Change::Modified { old, new: new.clone() },
             None => Change::Added { new: new.clone() },
         };
-        self.record(collection, Event { revision, key, change });
+        self.record(collection, revision, key, change);
         new
     }
 
@@ -196,7 +204,7 @@ impl Store {
         let revision = self.next_revision(&mut value);
         let new = Object::new(value);
         let change = Change::Deleted { old, new: new.clone() };
-        self.record(collection, Event { revision, key: key.clone(), change });
+        self.record(collection, revision, key.clone(), change);
         Some(new)
     }
 
@@ -225,9 +233,9 @@ impl Store {
         self.revision
     }
 
-    fn record(&mut self, collection: &Collection, event: Event) {
+    fn record(&mut self, collection: &Collection, revision: u64, key: Key, change: Change) {
         let history = self.history;
-        let revision = event.revision;
+        let event = Event { revision, key, change, line: OnceLock::new() };
         let objects = self.objects(collection);
         objects.log.push_back(Arc::new(event));
         while objects.log.len() > history {

@@ -251,8 +251,11 @@ async fn mistakes_are_explained() {
 async fn waits_and_watches_end_when_the_time_has_come() {
     let cluster = Cluster::start().await;
     let kubectl = Kubectl::new(&cluster);
-    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {nodeName: n1, containers: [{name: c, image: i}]}}";
-    kubectl.feed("apply -f -", pod).await;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
+        "spec": { "nodeName": "n", "containers": [{ "name": "c", "image": "i" }] },
+    });
+    kubectl.feed("apply -f -", &pod.to_string()).await;
     let mut watch = kubectl.command("get pods --watch -o name").spawn().expect("kubectl");
     let mut lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
     let mut next = async || within("a line", lines.next_line()).await.expect("text").expect("a line");

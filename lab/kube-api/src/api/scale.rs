@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::write::{Ownership, body_value, check_type, content_type};
 use super::{Answer, Api, Incoming, Payload, forget, now};
 use crate::kinds;
+use crate::patch::json_patched;
 use crate::request::Request;
 use crate::resource::Scale;
 use crate::status::{ApiError, ApiResult, Cause, success};
@@ -26,11 +27,9 @@ impl Api {
         let wanted = match (verb, content_type(incoming.headers).as_str()) {
             ("update", _) => body,
             ("patch", "application/json-patch+json") => {
-                let mut wanted = current.clone();
                 let patch: json_patch::Patch = serde_json::from_value(body)
                     .map_err(|e| ApiError::bad_request(format!("the patch is not readable: {e}")))?;
-                json_patch::patch(&mut wanted, &patch).map_err(|e| ApiError::unprocessable(e.to_string()))?;
-                wanted
+                json_patched(&current, &patch)?
             }
             ("patch", _) => {
                 let mut wanted = current.clone();

@@ -49,6 +49,7 @@ impl Api {
             pending: started.initial,
             bookmark_timer,
             request: request.clone(),
+            api_version: request.resource.api_version(),
             options,
             ended: false,
         };
@@ -110,6 +111,7 @@ fn initial_events_off(request: &Request) -> bool {
 struct Watcher {
     api: Arc<Api>,
     request: Request,
+    api_version: String,
     options: ListOptions,
     /// All changes up to this revision were sent, or did not match.
     seen: u64,
@@ -187,10 +189,17 @@ impl Watcher {
         let matches = |object: &Object| {
             self.options.selector.is_everything() || self.options.selector.matches(&object.value)
         };
+        // Whoever watches whole objects in the stored version gets the same bytes.
+        let plain = self.request.accept == Accept::Objects;
+        let as_it_is = |kind: &str, new: &Object| {
+            let stored = new.value["apiVersion"] == self.api_version;
+            let make = || line(&self.request, kind, new);
+            if plain && stored { event.line(make).clone() } else { make() }
+        };
         match &event.change {
-            Change::Added { new } => matches(new).then(|| line(&self.request, "ADDED", new)),
+            Change::Added { new } => matches(new).then(|| as_it_is("ADDED", new)),
             Change::Modified { old, new } => match (matches(old), matches(new)) {
-                (true, true) => Some(line(&self.request, "MODIFIED", new)),
+                (true, true) => Some(as_it_is("MODIFIED", new)),
                 (false, true) => Some(line(&self.request, "ADDED", new)),
                 (true, false) => {
                     // As it last matched, at the revision at which it ceased to.
@@ -200,7 +209,7 @@ impl Watcher {
                 }
                 (false, false) => None,
             },
-            Change::Deleted { old, new } => matches(old).then(|| line(&self.request, "DELETED", new)),
+            Change::Deleted { old, new } => matches(old).then(|| as_it_is("DELETED", new)),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::store::Key;
 pub(crate) struct Addresses {
     ranges: Vec<IpNet>,
     used: HashMap<IpAddr, Key>,
+    by_service: HashMap<Key, Vec<IpAddr>>,
     /// Where the API server itself is reached, for the Service `kubernetes`.
     pub(crate) api_server: Option<SocketAddr>,
 }
@@ -24,20 +25,22 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// `ranges`: one, or one per family, the cluster's first family first.
     pub(crate) fn new(ranges: Vec<IpNet>, api_server: Option<SocketAddr>) -> Self {
-        Self { ranges, used: HashMap::new(), api_server }
+        Self { ranges, used: HashMap::new(), by_service: HashMap::new(), api_server }
     }
 
     /// Takes note of a committed Service.
     pub(crate) fn record(&mut self, service: &Value) {
         self.forget(service);
-        let key = key(service);
-        self.used.extend(addresses(service).into_iter().map(|ip| (ip, key.clone())));
+        let (key, addresses) = (key(service), addresses(service));
+        self.used.extend(addresses.iter().map(|ip| (*ip, key.clone())));
+        self.by_service.insert(key, addresses);
     }
 
     /// Takes note that a Service is gone.
     pub(crate) fn forget(&mut self, service: &Value) {
-        let key = key(service);
-        self.used.retain(|_, owner| *owner != key);
+        for ip in self.by_service.remove(&key(service)).unwrap_or_default() {
+            self.used.remove(&ip);
+        }
     }
 
     fn range(&self, family: &str) -> Option<&IpNet> {

@@ -29,7 +29,7 @@ pub(crate) struct Cluster {
 
 enum Server {
     StandIn(KubeApi),
-    Real(RealKubeApi),
+    Real(Box<RealKubeApi>),
 }
 
 impl Cluster {
@@ -70,7 +70,7 @@ impl Cluster {
                 let ready =
                     real.wait_ready(Duration::from_secs(60), async || real::is_ready(address, &admin).await);
                 ready.await.expect("the real server gets ready");
-                Server::Real(real)
+                Server::Real(Box::new(real))
             }
         };
         Self { server, address, pki, folder }

@@ -7,7 +7,7 @@ use super::super::read::one;
 use super::super::{Answer, Api, Incoming};
 use super::{Ownership, check_type, content_type, yaml};
 use crate::fields::managed;
-use crate::patch::strategic;
+use crate::patch::{json_patched, strategic};
 use crate::request::{Request, WriteOptions};
 use crate::resource::Resource;
 use crate::status::{ApiError, ApiResult, Cause};
@@ -16,9 +16,6 @@ const JSON_PATCH: &str = "application/json-patch+json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
-
-/// More operations than this in one JSON patch are refused, as by the real server.
-const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 
 impl Api {
     pub(in super::super) fn patch(&self, request: &Request, incoming: &Incoming<'_>) -> ApiResult<Answer> {
@@ -90,15 +87,7 @@ fn patcher(format: &str, body: &[u8]) -> ApiResult<Patcher> {
     match format {
         JSON_PATCH => {
             let patch: json_patch::Patch = serde_json::from_slice(body).map_err(unreadable)?;
-            if patch.len() > MAX_JSON_PATCH_OPERATIONS {
-                return Err(ApiError::too_large(MAX_JSON_PATCH_OPERATIONS));
-            }
-            Ok(Box::new(move |_, old| {
-                let mut new = old.clone();
-                json_patch::patch(&mut new, &patch)
-                    .map_err(|e| ApiError::unprocessable(format!("the server rejected our request: {e}")))?;
-                Ok(new)
-            }))
+            Ok(Box::new(move |_, old| json_patched(old, &patch)))
         }
         MERGE_PATCH | STRATEGIC => {
             let patch: Value = serde_json::from_slice(body).map_err(unreadable)?;
