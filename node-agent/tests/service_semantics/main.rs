@@ -1,0 +1,65 @@
+//! The rules of global services, row by row: once as a pure function, once with real sockets through the kernel.
+//!
+//! The second needs root, and brings its own namespaces and cgroup.
+
+mod kernel;
+#[path = "../datapath/sandbox.rs"]
+#[expect(dead_code, reason = "shared with the tests of the datapath, which use all of it")]
+mod sandbox;
+mod table;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use isthmus_bpf_abi::Protocol;
+use isthmus_node_agent::mesh::Own;
+use isthmus_node_agent::mesh::fact::{Moment, Provenance};
+use isthmus_node_agent::plan::Dump;
+use isthmus_node_agent::plan::model::MapModel;
+use isthmus_node_agent::reconcile::{Policy, Reconciler};
+
+use crate::table::{NODE, Row, rows};
+
+#[test]
+fn every_row_holds_as_a_pure_function() {
+    let rows = rows();
+    assert!(rows.len() > 70, "{} rows", rows.len());
+    for row in rows {
+        let mut maps = MapModel::default();
+        let mut agent = agent(&row, &Dump::default());
+        tell(&mut agent, &row);
+        let (ops, _) = agent.plan(Moment::default(), true);
+        maps.apply(&ops, |_| None);
+
+        let found: BTreeMap<(SocketAddr, Protocol), BTreeSet<SocketAddr>> = maps
+            .visible()
+            .frontends
+            .iter()
+            .map(|(key, (backends, _))| {
+                let protocol = Protocol::from_number(key.protocol).expect("TCP or UDP");
+                let addr = SocketAddr::new(key.addr.ip(), key.port());
+                ((addr, protocol), backends.keys().copied().collect())
+            })
+            .collect();
+        assert_eq!(found, row.expected, "{}", row.name);
+    }
+}
+
+/// An agent of cluster alpha that has adopted what is in the maps.
+fn agent(row: &Row, dump: &Dump) -> Reconciler {
+    let own = Own { cluster: "alpha".into(), id: 1, node: NODE.into(), identity_shift: 16 };
+    let policy = Policy {
+        all_services: row.all_services,
+        sync_timeout: Duration::from_secs(60),
+        backend_capacity: sandbox::SIZES.backends,
+    };
+    Reconciler::new(own, policy, dump)
+}
+
+fn tell(agent: &mut Reconciler, row: &Row) {
+    for event in row.all_events() {
+        // Rows about what does not count are refused here; what counts is who answers in the end.
+        let _ = agent.event(event, Provenance::default());
+    }
+}
