@@ -33,6 +33,9 @@ use crate::status::{Counts, PeerState, PeerStatus};
 
 /// How often a peer whose id another one has is looked at again.
 const READMIT: Duration = Duration::from_secs(5);
+/// How often a quiet peer is asked how far it is: what status shows as data age and lag is no older. There are few
+/// peers, so this costs little; agents, of which there are many, ask less often.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// What a peer's task needs.
 pub(super) struct Peer {
@@ -106,7 +109,10 @@ impl Peer {
     /// Reads the store that `file` names until something about it changes.
     async fn follow(&mut self, file: &PeerFile, mirror: &mut Mirror) -> Ended {
         mirror.reread();
-        let reader = Reader::spawn(self.name.clone(), ReaderConfig::new(file.client.clone()));
+        let reader = Reader::spawn(
+            self.name.clone(),
+            ReaderConfig { progress_interval: PROGRESS, ..ReaderConfig::new(file.client.clone()) },
+        );
         let mut following = Following {
             config: reader.cluster_config(),
             status: reader.status(),
