@@ -34,6 +34,7 @@ pub(super) struct Table {
 struct Slot {
     head: Arc<KeyValue>,
     /// Superseded versions, oldest first.
+    #[expect(clippy::box_collection, reason = "most keys have none: one word for them instead of four")]
     older: Option<Box<VecDeque<Arc<KeyValue>>>>,
 }
 
