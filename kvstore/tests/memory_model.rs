@@ -1,4 +1,5 @@
 //! The memory store against a model that keeps everything: whatever is done, both give the same answers.
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -88,9 +88,10 @@ async fn random_bytes_as_requests_are_answered_with_errors_or_with_nothing() {
         let mut message = vec![0; (random.next() % 64) as usize];
         // Field numbers and wire types of small messages, so that some of it parses.
         message.fill_with(|| {
-            if random.next() % 3 == 0 { random.next() as u8 } else { (random.next() % 0x70) as u8 }
+            if random.next().is_multiple_of(3) { random.next() as u8 } else { (random.next() % 0x70) as u8 }
         });
-        let announced = if random.next() % 8 == 0 { random.next() as u32 } else { message.len() as u32 };
+        let announced =
+            if random.next().is_multiple_of(8) { random.next() as u32 } else { message.len() as u32 };
         let mut body = vec![0];
         body.extend(announced.to_be_bytes());
         body.extend(message);
