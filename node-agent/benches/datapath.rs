@@ -105,7 +105,7 @@ fn run(datapath: &Datapath, program: PacketProgram, frame: &Frame) -> f64 {
     )
 }
 
-/// Fresh sockets connect one after the other; only `connect()` is timed.
+/// Fresh sockets connect one after the other; only `connect()` is timed. A round is the mean of many.
 fn connects(sandbox: &sandbox::Sandbox, report: &mut Report) {
     let backend: SocketAddr = "127.0.0.11:8080".parse().expect("an address");
     let service: SocketAddr = "10.96.0.10:80".parse().expect("an address");
@@ -125,15 +125,15 @@ fn connects(sandbox: &sandbox::Sandbox, report: &mut Report) {
         };
         let (mut plain, mut passing, mut translated) = (Vec::new(), Vec::new(), Vec::new());
         // In turn, so that what the machine does besides hits all alike.
-        for _ in 0..2 * SAMPLES {
+        for _ in 0..4 * SAMPLES {
             datapath.detach_sockets().expect("detach");
             plain.push(once(backend));
             datapath.attach_sockets(&sandbox.cgroup).expect("attach");
             passing.push(once(backend));
             translated.push(once(service));
         }
-        let [plain, passing, translated] =
-            [plain, passing, translated].map(|samples| median(samples.into_iter()));
+        // A handshake is long enough for others to come between: the best round is the one without.
+        let [plain, passing, translated] = [plain, passing, translated].map(best);
         report.add(&format!("connect(), {kind}, no hooks"), "ns", None, plain);
         report.add(&format!("connect(), {kind}, hooks, no service"), "ns", None, passing);
         report.add(&format!("connect(), {kind}, hooks, service"), "ns", None, translated);
@@ -205,6 +205,10 @@ fn median(samples: impl Iterator<Item = f64>) -> f64 {
     samples[samples.len() / 2]
 }
 
+fn best(samples: Vec<f64>) -> f64 {
+    samples.into_iter().fold(f64::INFINITY, f64::min)
+}
+
 #[derive(Default)]
 struct Report {
     rows: Vec<Row>,
@@ -225,7 +229,7 @@ impl Report {
 
     #[expect(clippy::print_stdout, reason = "what a benchmark is for")]
     fn print(&self) {
-        println!("| datapath (median) | figure | target |\n|---|---|---|");
+        println!("| datapath (median; connect(): best) | figure | target |\n|---|---|---|");
         for Row { name, value, unit, target } in &self.rows {
             let target = target.map_or(String::new(), |target| format!("<= {target} {unit}"));
             let digits = if *value < 10.0 { 2 } else { 0 };
