@@ -214,6 +214,7 @@ fn write(object: &mut Value, entries: &[Entry]) {
 mod tests {
     use super::*;
     use crate::resource::Registry;
+    use proptest::prelude::*;
     use std::sync::Arc;
 
     fn deployments() -> Arc<Resource> {
@@ -283,5 +284,53 @@ mod tests {
         let wire = fields.to_value().to_string();
         assert!(wire.contains(r#"k:{\"containerPort\":80,\"protocol\":\"TCP\"}"#), "{wire}");
         assert!(wire.contains(r#"v:\"x/y\""#), "{wire}");
+    }
+
+    fn configs() -> impl Strategy<Value = Value> {
+        let item = ("[a-c]", "[xy]").prop_map(|(name, image)| json!({ "name": name, "image": image }));
+        let containers = prop::collection::vec(item, 0..4).prop_map(|mut items: Vec<Value>| {
+            items.sort_by_key(|item| item["name"].to_string());
+            items.dedup_by_key(|item| item["name"].to_string());
+            items
+        });
+        let labels = prop::collection::btree_map("[a-c]", "[xy]", 0..3);
+        (containers, labels, prop::option::of(0..3_i32)).prop_map(|(containers, labels, replicas)| {
+            let mut config = json!({ "metadata": { "labels": labels }, "spec": { "template": { "spec": { "containers": containers } } } });
+            if let Some(replicas) = replicas {
+                config["spec"]["replicas"] = json!(replicas);
+            }
+            config
+        })
+    }
+
+    fn has_all_of(object: &Value, config: &Value) -> bool {
+        match (object, config) {
+            (Value::Object(object), Value::Object(config)) => {
+                config.iter().all(|(k, v)| object.get(k).is_some_and(|o| has_all_of(o, v)))
+            }
+            (Value::Array(object), Value::Array(config)) => {
+                config.iter().all(|wanted| object.iter().any(|item| has_all_of(item, wanted)))
+            }
+            (object, config) => object == config,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_applied_is_there_and_applying_it_again_changes_nothing(
+            first in configs(), other in configs(), second in configs(),
+        ) {
+            let live = applied(&empty(), first, "one", true).expect("forced");
+            let live = applied(&live, other.clone(), "two", true).expect("forced");
+            let live = applied(&live, second.clone(), "one", true).expect("forced");
+            prop_assert!(has_all_of(&live, &second), "{live}");
+            let again = applied(&live, second, "one", false).expect("no conflict with oneself");
+            prop_assert!(same(&live, &again), "{live} became {again}");
+            // What the other applied and this one did not touch is there still.
+            for container in other["spec"]["template"]["spec"]["containers"].as_array().expect("a list") {
+                let containers = live["spec"]["template"]["spec"]["containers"].as_array().expect("a list");
+                prop_assert!(containers.iter().any(|c| c["name"] == container["name"]), "{live}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Services: cluster addresses, address families, ports. And EndpointSlices, which name the same things.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ pub(crate) struct Addresses {
     ranges: Vec<IpNet>,
     used: HashMap<IpAddr, Key>,
     by_service: HashMap<Key, Vec<IpAddr>>,
+    /// The last address given of each range.
+    last: Vec<IpAddr>,
     /// Where the API server itself is reached, for the Service `kubernetes`.
     pub(crate) api_server: Option<SocketAddr>,
 }
@@ -25,15 +27,22 @@ pub(crate) struct Addresses {
 impl Addresses {
     /// `ranges`: one, or one per family, the cluster's first family first.
     pub(crate) fn new(ranges: Vec<IpNet>, api_server: Option<SocketAddr>) -> Self {
-        Self { ranges, used: HashMap::new(), by_service: HashMap::new(), api_server }
+        Self { ranges, used: HashMap::new(), by_service: HashMap::new(), last: Vec::new(), api_server }
     }
 
     /// Takes note of a committed Service.
     pub(crate) fn record(&mut self, service: &Value) {
-        self.forget(service);
         let (key, addresses) = (key(service), addresses(service));
+        for ip in addresses.iter().filter(|ip| !self.used.contains_key(*ip)) {
+            self.last.retain(|last| last.is_ipv4() != ip.is_ipv4());
+            self.last.push(*ip);
+        }
         self.used.extend(addresses.iter().map(|ip| (*ip, key.clone())));
-        self.by_service.insert(key, addresses);
+        for old in self.by_service.insert(key, addresses.clone()).unwrap_or_default() {
+            if !addresses.contains(&old) {
+                self.used.remove(&old);
+            }
+        }
     }
 
     /// Takes note that a Service is gone.
@@ -47,17 +56,37 @@ impl Addresses {
         self.ranges.iter().find(|range| family_of(range.addr()) == family)
     }
 
+    /// The next free address after the last one given: an address is not soon used again.
     fn free(&self, family: &str) -> Option<IpAddr> {
-        // The first address of the range is that of the Service `kubernetes`.
-        let candidates = self.range(family)?.hosts().skip_while(|ip| match ip {
-            IpAddr::V6(v6) => v6.segments()[7] == 0,
-            IpAddr::V4(_) => false,
-        });
-        candidates.take(1 << 20).find(|ip| !self.used.contains_key(ip))
+        let range = self.range(family)?;
+        // Neither the network's address nor, in IPv4, that of all hosts.
+        let first = number(range.network()) + 1;
+        let end = number(range.broadcast()) + u128::from(!range.addr().is_ipv4());
+        let last = self.last.iter().rfind(|ip| range.contains(*ip));
+        let start = last.map_or(first, |ip| number(*ip) + 1);
+        let candidates = (start..end).chain(first..start.min(end)).map(|n| address_of(n, range));
+        candidates.take(MAX_TRIES).find(|ip| !self.used.contains_key(ip))
     }
 
     fn families(&self) -> Vec<&'static str> {
         self.ranges.iter().map(|range| family_of(range.addr())).collect()
+    }
+}
+
+/// More addresses than this are not tried: a range may be larger than anyone can wait for.
+const MAX_TRIES: usize = 1 << 20;
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => v4.to_bits().into(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+fn address_of(number: u128, range: &IpNet) -> IpAddr {
+    match u32::try_from(number) {
+        Ok(bits) if range.addr().is_ipv4() => Ipv4Addr::from_bits(bits).into(),
+        _ => Ipv6Addr::from_bits(number).into(),
     }
 }
 
@@ -339,4 +368,35 @@ fn key(service: &Value) -> Key {
 
 fn family_of(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> Value {
+        json!({
+            "metadata": { "namespace": "ns", "name": name },
+            "spec": { "type": "ClusterIP", "sessionAffinity": "None", "ports": [{ "port": 80, "protocol": "TCP" }] },
+        })
+    }
+
+    #[test]
+    fn a_range_is_used_up_and_then_again() {
+        let mut known = Addresses::new(vec!["10.0.0.0/29".parse().expect("a range")], None);
+        let mut made = Vec::new();
+        for n in 0..6 {
+            let mut service = service(&format!("s{n}"));
+            assert_eq!(prepare_create(&known, &mut service), []);
+            known.record(&service);
+            made.push(service);
+        }
+        let ips: Vec<&str> = made.iter().filter_map(|s| s["spec"]["clusterIP"].as_str()).collect();
+        assert_eq!(ips, ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+        assert!(prepare_create(&known, &mut service("more"))[0].message.contains("range is full"));
+        known.forget(&made[2]);
+        let mut again = service("again");
+        assert_eq!(prepare_create(&known, &mut again), []);
+        assert_eq!(again["spec"]["clusterIP"], "10.0.0.3");
+    }
 }
