@@ -17,7 +17,7 @@ use kube::api::{DynamicObject, ListParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
-use support::{Cluster, Export, config, eventually};
+use support::{Cluster, Export, LOOPBACK, config, eventually};
 
 const SERVICE: &str = "cilium/state/services/v1/alpha/app/echo";
 const LOCAL_SERVICE: &str = "isthmus/services/v1/app/echo";
@@ -206,6 +206,35 @@ async fn lost_watches_take_nothing_away_and_what_they_missed_is_made_up_for() {
 }
 
 #[tokio::test]
+async fn an_api_that_is_down_takes_nothing_away_and_what_it_has_when_it_is_back_holds() {
+    let cluster = Cluster::start().await;
+    cluster.serve_echo(json!({"service.cilium.io/global": "true"})).await;
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    let keys = export.keys("cilium/state/");
+    let address = cluster.api.addresses()[0];
+    cluster.api.stop().await;
+    let failing = |export: &Export| {
+        let status = export.handle.status.borrow();
+        status.watches.values().filter(|watch| watch.error.is_some()).count()
+    };
+    eventually("all watches to fail", || if failing(&export) == 6 { Ok(()) } else { Err(failing(&export)) })
+        .await;
+    assert_eq!(export.keys("cilium/state/"), keys);
+
+    // Back from a backup that knows less.
+    let cluster = Cluster::start_at(address).await;
+    cluster.run_pod("echo-2", "echo", "10.244.0.8").await;
+    exported_address(&export, "10.244.0.8").await;
+    export.until(SERVICE, |value| value.is_none()).await;
+    export.until("cilium/state/ip/v1/default/10.244.0.7", |value| value.is_none()).await;
+    eventually("all watches to work", || if failing(&export) == 0 { Ok(()) } else { Err(failing(&export)) })
+        .await;
+    export.stop().await;
+}
+
+#[tokio::test]
 async fn a_bad_annotation_is_told_on_the_object_and_counted_and_the_rest_goes_on() {
     let cluster = Cluster::start().await;
     cluster
@@ -240,7 +269,7 @@ async fn a_bad_annotation_is_told_on_the_object_and_counted_and_the_rest_goes_on
 
 #[tokio::test]
 async fn without_the_custom_resource_it_says_what_to_apply_and_starts_once_it_is_there() {
-    let cluster = Cluster::without_definitions().await;
+    let cluster = Cluster::without_definitions(LOOPBACK).await;
     let mut export = cluster.export(config());
     eventually("advice", || {
         let status = export.handle.status.borrow().clone();

@@ -132,6 +132,9 @@ pub enum ExporterError {
     /// The cluster's id does not fit to the mesh.
     #[error(transparent)]
     ClusterId(#[from] InvalidClusterId),
+    /// The cluster has the name that stands for no cluster.
+    #[error("a cluster in a mesh cannot be named \"default\": give it a name of its own with --cluster-name")]
+    DefaultName,
     /// A part of the exporter has ended that never should. A fault of the program.
     #[error("a part of the exporter has stopped unexpectedly: {0}; restart it and report the fault")]
     Stopped(String),
@@ -160,7 +163,7 @@ impl Exporter {
     /// An exporter of the cluster behind `client` into the store behind `writer`.
     ///
     /// # Errors
-    /// The cluster's id is beyond what the mesh is set up for.
+    /// The cluster's id is beyond what the mesh is set up for, or its name is `default`.
     pub fn new(
         client: Client,
         config: ExporterConfig,
@@ -168,6 +171,9 @@ impl Exporter {
         metrics: ExporterMetrics,
     ) -> Result<(Self, ExporterHandle), ExporterError> {
         config.max_connected_clusters.admit(config.cluster_id)?;
+        if config.cluster.is_default() {
+            return Err(ExporterError::DefaultName);
+        }
         let (ready, is_ready) = notice::channel(false);
         let (status, statuses) = notice::channel(ExporterStatus::default());
         let handle = ExporterHandle { ready: is_ready, status: statuses };
@@ -280,6 +286,7 @@ impl Work {
         // Ten looks per retention: an identity is deleted at most a tenth late.
         let period = (self.retention / 10).clamp(Duration::from_millis(100), Duration::from_secs(60));
         let mut collection = tokio::time::interval(period);
+        let mut watch_check = tokio::time::interval(Duration::from_secs(5));
         let mut batch = Vec::with_capacity(LARGEST_BATCH);
         let mut announcements: JoinSet<Section> = JoinSet::new();
         let mut announced = BTreeSet::new();
@@ -291,6 +298,10 @@ impl Work {
                 }
                 _ = collection.tick() => {
                     self.translator.collect_garbage(self.started.elapsed(), self.retention);
+                }
+                _ = watch_check.tick() => {
+                    self.reporter.forgive_watches();
+                    continue;
                 }
                 Some(section) = announcements.join_next() => {
                     let section = section.map_err(|error| ExporterError::Stopped(error.to_string()))?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::ExporterMetrics;
 use super::problem::{Finding, Subject};
-use super::status::{ExporterStatus, WatchStatus};
+use super::status::ExporterStatus;
 use super::translate::Counts;
 
 /// Objects whose findings are remembered, so that each is told once. Beyond it they are told again on every change.
@@ -19,7 +20,9 @@ const REMEMBERED: usize = 10_000;
 /// Kubernetes Events that wait to be sent. What is more is only logged.
 const WAITING_EVENTS: usize = 64;
 /// Between two Kubernetes Events.
-const EVENT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+const EVENT_INTERVAL: Duration = Duration::from_millis(200);
+/// A failed watch is tried again every 10 seconds at least: without a failure for this long, it works.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(20);
 /// Longest note that Kubernetes takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
 
@@ -27,6 +30,8 @@ const LONGEST_NOTE: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Reporter {
     told: Arc<Mutex<HashMap<Subject, Vec<Finding>>>>,
+    /// When a watch last failed.
+    failures: Arc<Mutex<HashMap<&'static str, Instant>>>,
     metrics: ExporterMetrics,
     status: Arc<watch::Sender<ExporterStatus>>,
     events: mpsc::Sender<(Subject, Finding)>,
@@ -39,7 +44,16 @@ impl Reporter {
         status: watch::Sender<ExporterStatus>,
     ) -> (Self, mpsc::Receiver<(Subject, Finding)>) {
         let (events, receiver) = mpsc::channel(WAITING_EVENTS);
-        (Self { told: Arc::default(), metrics, status: Arc::new(status), events }, receiver)
+        (
+            Self {
+                told: Arc::default(),
+                failures: Arc::default(),
+                metrics,
+                status: Arc::new(status),
+                events,
+            },
+            receiver,
+        )
     }
 
     /// All that there is to say about an object as it is now. What was said before is not said again.
@@ -78,30 +92,45 @@ impl Reporter {
     pub(crate) fn watch_failed(&self, kind: &'static str, error: &watcher::Error, advice: &str) {
         self.metrics.watch_error(kind);
         let message = format!("{}: {advice}", chain(error));
-        self.status.send_modify(|status| {
+        self.failures().insert(kind, Instant::now());
+        self.status.send_if_modified(|status| {
             let watch = status.watches.entry(kind.to_owned()).or_default();
-            if watch.error.as_ref() != Some(&message) {
+            let news = watch.error.as_ref() != Some(&message);
+            if news {
                 tracing::warn!(kind, "cannot watch the Kubernetes API: {message}");
                 watch.error = Some(message);
             }
+            news
         });
     }
 
     /// A watch delivers.
     pub(crate) fn watch_works(&self, kind: &'static str, list_is_complete: bool) {
+        self.failures().remove(kind);
         self.status.send_if_modified(|status| {
             let watch = status.watches.entry(kind.to_owned()).or_default();
-            let news = WatchStatus { synced: watch.synced || list_is_complete, error: None };
-            // The start of a list is no sign of life yet, but the next event is.
-            let changed = list_is_complete && *watch != news;
-            if changed {
-                if watch.error.is_some() {
-                    tracing::info!(kind, "the Kubernetes API is being watched again");
-                }
-                *watch = news;
+            if watch.error.take().is_some() {
+                tracing::info!(kind, "the Kubernetes API is being watched again");
+            } else if watch.synced || !list_is_complete {
+                return false;
             }
-            changed
+            watch.synced |= list_is_complete;
+            true
         });
+    }
+
+    /// A watch on which nothing happens gives no sign of life: it works again when it has not failed for a while.
+    pub(crate) fn forgive_watches(&self) {
+        let forgiven: Vec<&'static str> = {
+            let mut failures = self.failures();
+            failures
+                .extract_if(|_, failure| failure.elapsed() > FORGIVEN_AFTER)
+                .map(|(kind, _)| kind)
+                .collect()
+        };
+        for kind in forgiven {
+            self.watch_works(kind, false);
+        }
     }
 
     pub(crate) fn counts(&self, counts: Counts) {
@@ -118,6 +147,10 @@ impl Reporter {
             status.sections.insert(section.to_owned(), true);
             status.ready = ready;
         });
+    }
+
+    fn failures(&self) -> MutexGuard<'_, HashMap<&'static str, Instant>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn told(&self) -> MutexGuard<'_, HashMap<Subject, Vec<Finding>>> {

@@ -64,7 +64,12 @@ async fn follow<K: Watched>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                reporter.watch_works(K::KIND, matches!(event, watcher::Event::InitDone));
+                match event {
+                    // Said before the list is asked for: no sign of life.
+                    watcher::Event::Init => {}
+                    watcher::Event::InitDone => reporter.watch_works(K::KIND, true),
+                    _ => reporter.watch_works(K::KIND, false),
+                }
                 if inputs.send(K::input(fact_event(event, reporter))).await.is_err() {
                     return Followed::Unwanted;
                 }
@@ -73,6 +78,10 @@ async fn follow<K: Watched>(
             // has: a proxy, or a restored or restarted API, refuses it outright.
             Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == 410 => {
                 return Followed::Expired;
+            }
+            // The ordinary end of a watch that has fallen behind; the list follows at once.
+            Err(watcher::Error::WatchError(status)) if status.code == 410 => {
+                tracing::debug!(kind = K::KIND, "the watch has expired: {}", status.message);
             }
             Err(error) => reporter.watch_failed(K::KIND, &error, &advice::<K>(&error)),
         }

@@ -1,6 +1,7 @@
 //! A Kubernetes API on loopback, and exporters that run against it.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use clustermesh_apiserver::exporter::{Exporter, ExporterConfig, ExporterHandle, ExporterMetrics};
@@ -20,6 +21,9 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+/// Any free port.
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// How long anything may take. Far more than it needs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -31,15 +35,19 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let cluster = Self::without_definitions().await;
+        Self::start_at(LOOPBACK).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        let cluster = Self::without_definitions(address).await;
         for definition in isthmus_crds::definitions() {
             cluster.define(serde_json::to_value(definition).expect("JSON")).await;
         }
         cluster
     }
 
-    pub(crate) async fn without_definitions() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+    pub(crate) async fn without_definitions(address: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind(address).await.expect("a socket");
         let api = KubeApi::serve(listener, Config::default()).expect("a Kubernetes API");
         let url = format!("http://{}", api.addresses()[0]).parse().expect("a URL");
         let client = Client::try_from(kube::Config::new(url)).expect("a client");

@@ -13,7 +13,8 @@ use super::{Fact, Finding, Name, Source, address, canonical};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct EndpointFact {
     pub name: Name,
-    /// Addresses that belong to this pod alone: none on the host's network, before it has any, or when it has ended.
+    /// Addresses that belong to this pod alone: none on the host's network, before it has any, or when it has ended. A pod
+    /// that is still pending may have one, for its init containers talk to others too.
     pub addresses: Vec<IpAddr>,
     pub identity: Assigned,
     pub host: Host,
