@@ -274,7 +274,9 @@ async fn without_the_custom_resource_it_says_what_to_apply_and_starts_once_it_is
     eventually("advice", || {
         let status = export.handle.status.borrow().clone();
         let error = status.watches.get("CiliumIdentity").and_then(|watch| watch.error.clone());
-        error.filter(|error| error.contains("apply crds/yaml/ciliumidentities.cilium.io.yaml")).ok_or(status)
+        error
+            .filter(|error| error.contains("apply crds/yaml/ciliumidentities.cilium.io.yaml"))
+            .ok_or(status.watches)
     })
     .await;
     assert!(!*export.handle.ready.borrow());

@@ -10,8 +10,6 @@
 mod endpoints;
 mod identities;
 mod nodes;
-#[cfg(test)]
-mod property;
 mod services;
 mod table;
 #[cfg(test)]

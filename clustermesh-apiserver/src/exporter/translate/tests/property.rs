@@ -7,8 +7,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::tests::{World, fact, identity};
-use super::*;
+use super::super::*;
+use super::{World, fact, identity};
 
 /// The Kubernetes API, its objects as JSON.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +107,7 @@ fn event(kind: Kind, object: Value, wrap: Wrap) -> Input {
     macro_rules! wrap {
         ($variant:ident, $kind:ty) => {{
             let fact = fact::<$kind>(object);
-            let name = super::super::facts::Fact::name(&fact).clone();
+            let name = crate::exporter::facts::Fact::name(&fact).clone();
             Input::$variant(match wrap {
                 Wrap::Listed => Event::Listed(fact),
                 Wrap::Applied => Event::Applied(fact),
