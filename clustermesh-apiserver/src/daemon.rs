@@ -183,6 +183,8 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     tracing::info!(cluster = %config.cluster, id = %config.cluster_id, gateway = %gateway.local_addr(), "started");
 
     let outcome = tokio::select! {
+        // First, since it ends the others too.
+        biased;
         () = shutdown.cancelled() => Ok(()),
         ended = &mut exporting => Err(match ended {
             Ok(Err(error)) => error.into(),

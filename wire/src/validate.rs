@@ -3,7 +3,12 @@
 //!
 //! A peer may lie about itself and about nothing else: nothing passes that names another cluster or uses its identities.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use crate::key::ObjectKey;
+use crate::value::{AddressKind, NodeAddress};
 use crate::{
     ClusterConfig, ClusterEndpointSlice, ClusterId, ClusterName, ClusterService, IpIdentityPair, Key, Labels,
     MaxConnectedClusters, McsApiServiceSpec, Node, NumericIdentity, ValueError,
@@ -68,6 +73,26 @@ pub enum Rejection {
         /// Last identity of the peer.
         last: NumericIdentity,
     },
+    /// An address that belongs to no pod anywhere: it would lead clients to themselves, or to their host's surroundings.
+    #[error(
+        "{field}: {address} is unspecified, loopback, link-local or multicast, which no pod or node of another cluster has"
+    )]
+    SpecialAddress {
+        /// Where it was found.
+        field: &'static str,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A prefix so short that it takes in what cannot be one cluster's.
+    #[error(
+        "{field}: {prefix} is too large to be one cluster's; /8 (IPv4) and /16 (IPv6) are the largest accepted"
+    )]
+    BroadPrefix {
+        /// Where it was found.
+        field: &'static str,
+        /// The prefix.
+        prefix: IpNet,
+    },
     /// An identity without the label that tells its cluster.
     #[error("the label k8s:{label} must be {expected}, but is {found:?}", label = Labels::CLUSTER)]
     ClusterLabel {
@@ -88,6 +113,8 @@ impl Rejection {
             Self::WrongCluster { .. } => "wrong_cluster",
             Self::WrongClusterId { .. } => "wrong_cluster_id",
             Self::ForeignIdentity { .. } => "foreign_identity",
+            Self::SpecialAddress { .. } => "special_address",
+            Self::BroadPrefix { .. } => "broad_prefix",
             Self::ClusterLabel { .. } => "cluster_label",
         }
     }
@@ -164,7 +191,7 @@ pub fn entry(key: &Key, value: &[u8], remote: &RemoteCluster) -> Result<(), Reje
 /// Checks a node against its key and its cluster.
 ///
 /// # Errors
-/// Another name or cluster than the key's, another cluster id than the advertised.
+/// Another name or cluster than the key's, another cluster id than the advertised, addresses that no node or pod has.
 pub fn node(key: &Key, node: &Node, remote: &RemoteCluster) -> Result<(), Rejection> {
     let Key::Node { cluster: key_cluster, name, .. } = key else {
         return Err(Rejection::NotExported);
@@ -172,7 +199,15 @@ pub fn node(key: &Key, node: &Node, remote: &RemoteCluster) -> Result<(), Reject
     cluster(key_cluster, remote)?;
     cluster(&node.cluster, remote)?;
     cluster_id(node.cluster_id, remote)?;
-    same("Name", node.name.as_str(), name.as_str())
+    same("Name", node.name.as_str(), name.as_str())?;
+    let routed = |address: &&NodeAddress| {
+        matches!(
+            address.kind,
+            AddressKind::InternalIp | AddressKind::ExternalIp | AddressKind::CiliumInternalIp
+        )
+    };
+    ordinary("IPAddresses", node.addresses.iter().filter(routed).filter_map(NodeAddress::ip))?;
+    node.pod_cidrs().try_for_each(|cidr| one_clusters("AllocCIDR", cidr))
 }
 
 /// Checks an identity's number and labels.
@@ -196,7 +231,7 @@ pub fn identity(key: &Key, labels: &Labels, remote: &RemoteCluster) -> Result<()
 /// afterwards.
 ///
 /// # Errors
-/// Another address than the key's, or an identity that is neither reserved nor the peer's.
+/// Another address than the key's, one that no pod has, or an identity that is neither reserved nor the peer's.
 pub fn ip(key: &Key, pair: &IpIdentityPair, remote: &RemoteCluster) -> Result<(), Rejection> {
     let Key::Ip { mirror_of, entry } = key else {
         return Err(Rejection::NotExported);
@@ -205,6 +240,7 @@ pub fn ip(key: &Key, pair: &IpIdentityPair, remote: &RemoteCluster) -> Result<()
     if pair.entry != *entry {
         same("IP", &pair.entry.to_string(), &entry.to_string())?;
     }
+    one_clusters("IP", pair.entry.net())?;
     if pair.id.is_reserved() { Ok(()) } else { own_identity(pair.id, remote) }
 }
 
@@ -216,20 +252,21 @@ pub fn effective_identity(id: NumericIdentity) -> NumericIdentity {
 /// Checks a service against its key and its cluster.
 ///
 /// # Errors
-/// Another namespace, name or cluster than the key's, another cluster id than the advertised.
+/// Another namespace, name or cluster than the key's, another cluster id than the advertised, backends that are no pods.
 pub fn service(key: &Key, service: &ClusterService, remote: &RemoteCluster) -> Result<(), Rejection> {
     let Key::Service(key) = key else {
         return Err(Rejection::NotExported);
     };
     cluster(&service.cluster, remote)?;
     cluster_id(service.cluster_id, remote)?;
+    ordinary("backends", service.backends.keys().copied())?;
     object(key, service.namespace.as_str(), service.name.as_str(), remote)
 }
 
 /// Checks an endpoint slice against its key and its cluster.
 ///
 /// # Errors
-/// Another namespace, name or cluster than the key's, another cluster id than the advertised.
+/// Another namespace, name or cluster than the key's, another cluster id than the advertised, backends that are no pods.
 pub fn endpoint_slice(
     key: &Key,
     slice: &ClusterEndpointSlice,
@@ -240,6 +277,7 @@ pub fn endpoint_slice(
     };
     cluster(&slice.cluster, remote)?;
     cluster_id(slice.cluster_id, remote)?;
+    ordinary("endpoints", slice.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()))?;
     object(key, slice.namespace.as_str(), slice.name.as_str(), remote)
 }
 
@@ -290,6 +328,37 @@ fn own_identity(id: NumericIdentity, remote: &RemoteCluster) -> Result<(), Rejec
     }
     let (first, last) = range.into_inner();
     Err(Rejection::ForeignIdentity { id, cluster: remote.name.clone(), first, last })
+}
+
+/// Kubernetes refuses the same addresses as endpoints, so that no honest cluster exports them.
+fn ordinary(field: &'static str, mut addresses: impl Iterator<Item = IpAddr>) -> Result<(), Rejection> {
+    match addresses.find(|address| is_special(*address)) {
+        Some(address) => Err(Rejection::SpecialAddress { field, address }),
+        None => Ok(()),
+    }
+}
+
+fn is_special(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_unspecified()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            ip.is_unspecified() || ip.is_loopback() || ip.is_unicast_link_local() || ip.is_multicast()
+        }
+    }
+}
+
+fn one_clusters(field: &'static str, prefix: IpNet) -> Result<(), Rejection> {
+    let shortest = if prefix.addr().is_ipv4() { 8 } else { 16 };
+    if prefix.prefix_len() < shortest {
+        return Err(Rejection::BroadPrefix { field, prefix });
+    }
+    ordinary(field, std::iter::once(prefix.addr()))
 }
 
 fn same(field: &'static str, found: &str, key: &str) -> Result<(), Rejection> {

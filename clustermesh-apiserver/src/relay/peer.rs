@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use isthmus_kvstore::Section;
-use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionEvent};
+use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionBounds, SectionEvent};
 use isthmus_kvstore::writer::{SectionWriter, Writer};
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, Prefix, Resource};
 use tokio::sync::watch;
@@ -36,6 +36,11 @@ const READMIT: Duration = Duration::from_secs(5);
 /// How often a quiet peer is asked how far it is: what status shows as data age and lag is no older. There are few
 /// peers, so this costs little; agents, of which there are many, ask less often.
 const PROGRESS: Duration = Duration::from_secs(5);
+
+/// What a peer may make us keep, per resource: several times what the largest Kubernetes clusters have, and so little that
+/// a hostile one fills no memory.
+const BOUNDS: SectionBounds =
+    SectionBounds { key_bytes: 4 << 10, value_bytes: 2 << 20, keys: 500_000, total_bytes: 256 << 20 };
 
 /// What a peer's task needs.
 pub(super) struct Peer {
@@ -109,10 +114,12 @@ impl Peer {
     /// Reads the store that `file` names until something about it changes.
     async fn follow(&mut self, file: &PeerFile, mirror: &mut Mirror) -> Ended {
         mirror.reread();
-        let reader = Reader::spawn(
-            self.name.clone(),
-            ReaderConfig { progress_interval: PROGRESS, ..ReaderConfig::new(file.client.clone()) },
-        );
+        let config = ReaderConfig {
+            progress_interval: PROGRESS,
+            bounds: BOUNDS,
+            ..ReaderConfig::new(file.client.clone())
+        };
+        let reader = Reader::spawn(self.name.clone(), config);
         let mut following = Following {
             config: reader.cluster_config(),
             status: reader.status(),

@@ -62,6 +62,13 @@ async fn good_entries_are_mirrored_byte_for_byte_and_every_lie_is_refused_by_nam
             format!(r#"{{"IP":"10.2.0.4","ID":{BETA}}}"#),
             "key_mismatch",
         ),
+        // Addresses that would catch what is nobody's, or lead clients astray.
+        ("cilium/state/ip/v1/default/0.0.0.0/0", format!(r#"{{"IP":"0.0.0.0","Mask":"AAAAAA==","ID":{BETA}}}"#), "broad_prefix"),
+        (
+            "cilium/state/services/v1/beta/app/c",
+            r#"{"cluster":"beta","namespace":"app","name":"c","clusterID":2,"backends":{"169.254.169.254":{}}}"#.into(),
+            "special_address",
+        ),
         // Values that are none.
         ("cilium/state/nodes/v1/beta/n5", "{".repeat(100_000), "malformed_value"),
         ("cilium/state/nodes/v1/beta/n6", "\u{0}".into(), "malformed_value"),

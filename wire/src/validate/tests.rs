@@ -93,3 +93,47 @@ fn a_peer_needs_a_free_id_and_the_same_size_of_mesh() {
     assert!(check("beta", r#"{"id":300,"capabilities":{"maxConnectedClusters":511}}"#, C511).is_ok());
     assert_eq!(check("default", r#"{"id":2}"#, C255), Err(Incompatible::DefaultName));
 }
+
+#[test]
+fn addresses_that_no_pod_has_are_refused_wherever_they_stand() {
+    for (address, verdict_is) in [
+        ("10.0.0.1", Ok(())),
+        ("fd00::1", Ok(())),
+        ("192.0.2.1", Ok(())),
+        ("127.0.0.1", Err("special_address")),
+        ("0.0.0.0", Err("special_address")),
+        ("169.254.169.254", Err("special_address")),
+        ("224.0.0.1", Err("special_address")),
+        ("255.255.255.255", Err("special_address")),
+        ("::1", Err("special_address")),
+        ("::", Err("special_address")),
+        ("fe80::1", Err("special_address")),
+        ("ff02::1", Err("special_address")),
+    ] {
+        let key = format!("cilium/state/ip/v1/default/{address}");
+        assert_eq!(verdict(&key, &format!(r#"{{"IP":"{address}","ID":131077}}"#)), verdict_is, "{key}");
+        let service = format!(
+            r#"{{"cluster":"beta","namespace":"app","name":"echo","clusterID":2,"backends":{{"{address}":{{}}}}}}"#
+        );
+        assert_eq!(verdict("cilium/state/services/v1/beta/app/echo", &service), verdict_is, "{service}");
+        let node = format!(
+            r#"{{"Name":"n1","Cluster":"beta","ClusterID":2,"IPAddresses":[{{"Type":"InternalIP","IP":"{address}"}}]}}"#
+        );
+        assert_eq!(verdict("cilium/state/nodes/v1/beta/n1", &node), verdict_is, "{node}");
+    }
+}
+
+#[test]
+fn nobody_owns_half_of_the_internet() {
+    let entry = |prefix: &str, ip: &str, mask: &str| {
+        let key = format!("cilium/state/ip/v1/default/{prefix}");
+        verdict(&key, &format!(r#"{{"IP":"{ip}","Mask":"{mask}","ID":131077}}"#))
+    };
+    assert_eq!(entry("0.0.0.0/0", "0.0.0.0", "AAAAAA=="), Err("broad_prefix"));
+    assert_eq!(entry("8.0.0.0/7", "8.0.0.0", "/gAAAA=="), Err("broad_prefix"));
+    assert_eq!(entry("10.0.0.0/8", "10.0.0.0", "/wAAAA=="), Ok(()));
+    assert_eq!(entry("::/0", "::", "AAAAAAAAAAAAAAAAAAAAAA=="), Err("broad_prefix"));
+    let node =
+        r#"{"Name":"n1","Cluster":"beta","ClusterID":2,"IPv4AllocCIDR":{"IP":"0.0.0.0","Mask":"AAAAAA=="}}"#;
+    assert_eq!(verdict("cilium/state/nodes/v1/beta/n1", node), Err("broad_prefix"));
+}
