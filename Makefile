@@ -16,6 +16,7 @@ export PATH := $(PATH):$(CURDIR)/.tools/bin
 
 STORE ?= memory
 SECONDS_PER_TARGET := $(or $(SECONDS),60)
+export ISTHMUS_BENCH_DIR ?= $(CURDIR)/target/bench
 isthmus := $(or $(CARGO_TARGET_DIR),target)/debug/isthmus
 
 help:
@@ -51,7 +52,9 @@ unit:
 
 bench: setup-test
 	cargo build --quiet --locked --release --workspace --bins
-	cargo bench --locked --workspace
+	cargo bench --quiet --locked -p isthmus-node-agent --bench datapath
+	cargo bench --quiet --locked -p isthmus-kvstore --bench store
+	cargo bench --quiet --locked -p isthmus-lab --bench propagation
 
 build: setup-build
 	cargo build --locked --workspace --bins
