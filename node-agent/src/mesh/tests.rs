@@ -1,1 +1,167 @@
+use std::net::IpAddr;
 
+use super::fact::{ClusterConfig, Endpoint, Node, NodeAddress};
+use super::*;
+
+fn mesh() -> Mesh {
+    Mesh::new(Own { cluster: "alpha".into(), id: 1, node: "node-0".into(), identity_shift: 16 })
+}
+
+fn tell(mesh: &mut Mesh, event: MeshEvent) -> (Result<(), Refusal>, Changes) {
+    let mut changes = Changes::default();
+    let verdict = mesh.apply(event, Provenance::default(), &mut changes);
+    (verdict, changes)
+}
+
+fn described(cluster: &str, id: u16) -> MeshEvent {
+    MeshEvent::Cluster { cluster: cluster.into(), config: ClusterConfig { id, slices_only: false } }
+}
+
+fn pod(cluster: &str, addr: &str, identity: u32, host: &str) -> MeshEvent {
+    let endpoint = Endpoint { identity, host: Some(host.parse().expect("an address")), encryption_key: 0 };
+    MeshEvent::Endpoint { cluster: cluster.into(), prefix: prefix(addr), endpoint: Some(endpoint) }
+}
+
+fn node(cluster: &str, id: u16, name: &str, ip: &str, range: &str) -> MeshEvent {
+    let node = Node {
+        cluster_id: id,
+        addresses: vec![NodeAddress { ip: ip.parse().expect("an address"), internal: true }],
+        pod_cidrs: vec![range.parse().expect("a range")],
+        ..Node::default()
+    };
+    MeshEvent::Node { cluster: cluster.into(), name: name.into(), node: Some(node) }
+}
+
+fn prefix(text: &str) -> IpNet {
+    text.parse().unwrap_or_else(|_| IpNet::from(text.parse::<IpAddr>().expect("an address")))
+}
+
+fn identity(mesh: &Mesh, addr: &str) -> Option<(u32, u16)> {
+    mesh.resolve(prefix(addr)).map(|resolved| (resolved.identity, resolved.cluster))
+}
+
+#[test]
+fn a_fact_that_comes_before_its_cluster_counts_as_soon_as_the_cluster_is_known() {
+    let mut mesh = mesh();
+    tell(&mut mesh, pod("beta", "10.2.0.1", 131_100, "172.18.2.1")).0.expect("kept");
+    assert_eq!(identity(&mesh, "10.2.0.1"), None);
+    let (_, changes) = tell(&mut mesh, described("beta", 2));
+    assert!(changes.prefixes.contains(&prefix("10.2.0.1")));
+    assert_eq!(identity(&mesh, "10.2.0.1"), Some((131_100, 2)));
+}
+
+#[test]
+fn a_cluster_keeps_its_id_against_whoever_claims_it_later_and_lets_it_go_when_it_leaves() {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("beta", 2)).0.expect("free");
+    tell(&mut mesh, pod("beta", "10.2.0.1", 131_100, "172.18.2.1")).0.expect("its own");
+    let (verdict, changes) = tell(&mut mesh, described("aaa", 2));
+    assert!(matches!(verdict, Err(Refusal::IdTaken { id: 2, .. })), "{verdict:?}");
+    assert!(changes.prefixes.is_empty());
+    tell(&mut mesh, pod("aaa", "10.9.0.1", 131_101, "172.18.9.1")).0.expect("kept");
+    assert_eq!(identity(&mesh, "10.9.0.1"), None);
+
+    let (_, changes) = tell(&mut mesh, MeshEvent::ClusterRemoved { cluster: "beta".into() });
+    assert_eq!(changes.prefixes.len(), 2);
+    assert_eq!(identity(&mesh, "10.2.0.1"), None);
+    assert_eq!(identity(&mesh, "10.9.0.1"), Some((131_101, 2)));
+}
+
+#[test]
+fn the_own_id_is_never_a_peers() {
+    let mut mesh = mesh();
+    let (verdict, _) = tell(&mut mesh, described("beta", 1));
+    assert!(matches!(verdict, Err(Refusal::IdTaken { id: 1, .. })), "{verdict:?}");
+    let (verdict, _) = tell(&mut mesh, described("beta", 0));
+    assert!(verdict.is_err());
+}
+
+#[test]
+fn a_peer_has_no_identities_but_its_own_and_the_reserved_ones() {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("beta", 2)).0.expect("free");
+    let (verdict, _) = tell(&mut mesh, pod("beta", "10.2.0.1", 65_600, "172.18.2.1"));
+    assert!(matches!(verdict, Err(Refusal::ForeignIdentity { identity: 65_600, .. })), "{verdict:?}");
+    assert_eq!(identity(&mesh, "10.2.0.1"), None);
+
+    tell(&mut mesh, pod("beta", "10.2.0.2", reserved::HOST, "172.18.2.1")).0.expect("reserved");
+    assert_eq!(
+        identity(&mesh, "10.2.0.2"),
+        Some((reserved::REMOTE_NODE, 2)),
+        "only this node is the host here"
+    );
+}
+
+#[test]
+fn a_peer_cannot_speak_about_the_pods_and_nodes_of_the_own_cluster() {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("beta", 2)).0.expect("free");
+    tell(&mut mesh, pod("beta", "10.1.0.7", 131_100, "172.18.2.1"))
+        .0
+        .expect("nothing known of that range yet");
+    assert_eq!(identity(&mesh, "10.1.0.7"), Some((131_100, 2)));
+
+    let (_, changes) = tell(&mut mesh, node("alpha", 1, "node-1", "172.18.1.2", "10.1.0.0/24"));
+    assert!(changes.prefixes.contains(&prefix("10.1.0.7")));
+    assert_eq!(identity(&mesh, "10.1.0.7"), None);
+    let (verdict, _) = tell(&mut mesh, pod("beta", "10.1.0.8", 131_100, "172.18.2.1"));
+    assert!(matches!(verdict, Err(Refusal::ForeignPrefix { .. })), "{verdict:?}");
+
+    tell(&mut mesh, pod("beta", "172.18.1.2", 131_100, "172.18.2.1")).0.expect("kept");
+    assert_eq!(identity(&mesh, "172.18.1.2"), Some((reserved::REMOTE_NODE, 0)));
+    tell(&mut mesh, MeshEvent::Node { cluster: "alpha".into(), name: "node-1".into(), node: None })
+        .0
+        .expect("gone");
+    assert_eq!(identity(&mesh, "10.1.0.7"), Some((131_100, 2)));
+}
+
+#[test]
+fn this_node_is_the_host_and_its_pods_need_no_tunnel() {
+    let mut mesh = mesh();
+    tell(&mut mesh, pod("alpha", "10.1.0.1", 65_600, "172.18.1.1")).0.expect("its own");
+    tell(&mut mesh, pod("alpha", "10.1.1.1", 65_600, "172.18.1.2")).0.expect("its own");
+    let (_, changes) = tell(&mut mesh, node("alpha", 1, "node-0", "172.18.1.1", "10.1.0.0/24"));
+    assert!(changes.prefixes.contains(&prefix("10.1.0.1")), "its tunnel endpoint turned out to be here");
+    tell(&mut mesh, node("alpha", 1, "node-1", "172.18.1.2", "10.1.1.0/24")).0.expect("its own");
+
+    assert_eq!(identity(&mesh, "172.18.1.1"), Some((reserved::HOST, 0)));
+    assert_eq!(identity(&mesh, "172.18.1.2"), Some((reserved::REMOTE_NODE, 0)));
+    let host = |addr| mesh.resolve(prefix(addr)).expect("known").host;
+    assert_eq!(host("10.1.0.1"), None);
+    assert_eq!(host("10.1.0.0/24"), None);
+    assert_eq!(host("10.1.1.1"), Some("172.18.1.2".parse().expect("an address")));
+    assert_eq!(identity(&mesh, "10.1.1.0/24"), Some((reserved::WORLD, 0)), "until a pod's entry arrives");
+}
+
+#[test]
+fn of_two_peers_that_name_one_address_the_lower_id_counts_whoever_came_first() {
+    for order in [["beta", "gamma"], ["gamma", "beta"]] {
+        let mut mesh = mesh();
+        for cluster in order {
+            let id = if cluster == "beta" { 2 } else { 3 };
+            tell(&mut mesh, described(cluster, id)).0.expect("free");
+            tell(&mut mesh, pod(cluster, "10.9.0.1", u32::from(id) << 16 | 7, "172.18.9.1"))
+                .0
+                .expect("its own");
+        }
+        assert_eq!(identity(&mesh, "10.9.0.1"), Some((2 << 16 | 7, 2)));
+    }
+}
+
+#[test]
+fn an_event_touches_what_it_is_about_and_nothing_else() {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("beta", 2)).0.expect("free");
+    for number in 0..1000_u32 {
+        let addr = IpAddr::from((0x0a02_0000 + number).to_be_bytes()).to_string();
+        tell(&mut mesh, pod("beta", &addr, 131_100, "172.18.2.1")).0.expect("its own");
+    }
+    let (_, changes) = tell(&mut mesh, pod("beta", "10.2.0.5", 131_101, "172.18.2.1"));
+    assert_eq!(changes.prefixes, HashSet::from([prefix("10.2.0.5")]));
+    assert!(changes.services.is_empty() && !changes.synced);
+}
+
+#[test]
+fn what_an_address_costs_in_memory_does_not_creep() {
+    assert!(size_of::<(IpNet, Claimant)>() + size_of::<Claim>() <= 120);
+}

@@ -124,7 +124,7 @@ pub async fn run(
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    let error = format!("cannot watch the pods of node {node}: {error}");
+                    let error = format!("cannot watch the pods of node {node}: {}", with_causes(&error));
                     tracing::warn!("{error}; trying again");
                     node_pods.error = Some(error);
                 }
@@ -335,6 +335,20 @@ async fn of_process(proc_root: &Path, pid: u32) -> Result<Option<Vec<u32>>, Veth
         return Ok(None);
     }
     veth::host_sides(proc_root, pid).await.map(Some)
+}
+
+/// An error with everything that led to it: the outermost seldom says what to do.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// The UID that the kubelet knows the pod by. A static pod's mirror in the API has another one.

@@ -1,0 +1,199 @@
+//! The agent whole: a real gateway over mTLS on one side, the kernel on the other. What is put into the store must answer
+//! on a socket; what happens to store, gateway or agent must not show there.
+//!
+//! Needs root, and brings its own namespaces and cgroup.
+
+mod place;
+#[path = "../datapath/sandbox.rs"]
+#[expect(dead_code, reason = "shared with the tests of the datapath, which use all of it")]
+mod sandbox;
+
+use std::collections::BTreeMap;
+
+use isthmus_node_agent::status::ClusterState;
+use serde_json::json;
+
+use crate::place::{Agent, Place, Stored};
+
+const LOCAL: &str = "10.1.0.1:8080";
+const REMOTE: &str = "10.2.0.1:8080";
+const REMOTE_2: &str = "10.2.0.2:8080";
+
+#[test]
+fn what_is_put_into_the_store_reaches_the_map_and_what_is_deleted_leaves_it() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+
+        place.store().put_remote(&[REMOTE, REMOTE_2]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2), (REMOTE_2, 2)]).await;
+        place.store().put_remote(&[]);
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+        place.store().put_local(&[], true);
+        place.eventually_answer(&[]).await;
+        place.store().remove("isthmus/services/v1/default/rebel-base");
+        place.eventually("the frontend goes", |maps| maps.frontends.is_empty()).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn addresses_nodes_and_identities_of_all_clusters_are_known() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place
+            .eventually("pods and nodes are in the ipcache", |maps| {
+                let wanted = BTreeMap::from([
+                    // A pod of this node, a pod of the peer, the peer's node, its pod range, and this node.
+                    ("10.1.0.1/32".to_owned(), (65_600, 0)),
+                    ("10.2.0.1/32".to_owned(), (131_100, 2)),
+                    ("172.18.2.1/32".to_owned(), (6, 2)),
+                    ("10.2.0.0/24".to_owned(), (2, 2)),
+                    ("172.18.1.1/32".to_owned(), (1, 0)),
+                    ("10.1.0.0/24".to_owned(), (2, 0)),
+                ]);
+                maps.ipcache == wanted
+            })
+            .await;
+        agent.until_synced().await;
+        let status = agent.status().await;
+        assert!(status.ready, "{:?}", status.problems);
+        let beta = &status.clusters[1];
+        assert_eq!((beta.name.as_str(), beta.state), ("beta", ClusterState::Synced));
+        assert_eq!((beta.nodes, beta.endpoints, beta.identities, beta.services), (1, 1, 1, 1));
+        assert!(beta.data_age_seconds.is_some_and(|age| age < 60.0));
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_restarted_agent_leaves_the_maps_as_they_are() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.until_synced().await;
+        let before = place.dump();
+        agent.stop().await;
+        assert_eq!(place.dump(), before, "while no agent runs");
+
+        let watched = place.watch(before.clone());
+        let agent = Agent::start(&place).await;
+        agent.until_synced().await;
+        watched.saw_no_change();
+        assert_eq!(place.dump(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_restarted_agent_that_reaches_nobody_keeps_what_is_there() {
+    Place::with(async |mut place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.stop().await;
+        let before = place.dump();
+        place.stop_gateway().await;
+
+        let agent = Agent::start(&place).await;
+        agent
+            .until("it says why it is not ready", |status| {
+                !status.ready && status.problems.iter().any(|problem| problem.contains("gateway"))
+            })
+            .await;
+        assert_eq!(place.dump(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn an_exchanged_store_that_is_still_being_filled_takes_nothing_away() {
+    Place::with(async |mut place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.until_synced().await;
+        let before = place.dump();
+        let first = agent.status().await.gateway.store_id;
+
+        let watched = place.watch(before.clone());
+        place.exchange_store().await;
+        agent
+            .until("it reads another store", |status| {
+                status.gateway.connected && status.gateway.store_id != first
+            })
+            .await;
+        // The exporter comes first, the relay reaches its peer later.
+        place.store().fill_own(&[LOCAL]);
+        agent
+            .until("the own cluster is read again", |status| status.clusters[0].state == ClusterState::Synced)
+            .await;
+        place.store().fill_peer(&[REMOTE]);
+        agent.until_synced().await;
+        watched.saw_no_change();
+        assert_eq!(place.dump(), before);
+
+        // What the new store really lacks goes.
+        place.store().put_remote(&[REMOTE_2]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE_2, 2)]).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_malformed_entry_is_counted_and_the_rest_goes_on() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        let store = place.store();
+        store.put_text("cilium/cache/services/v1/beta/default/broken", "{");
+        store.put_text(
+            "cilium/cache/services/v1/beta/default/other",
+            &json!({"cluster": "gamma"}).to_string(),
+        );
+        store.put_text("cilium/cache/ip/v1/beta/not-an-address", "{}");
+        store.put_text("cilium/cluster-config/gamma", "{\"id\":70000}");
+        place.fill(&store, &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.until("four entries are counted", |status| status.rejected_entries >= 4).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_peer_that_has_left_the_mesh_is_forgotten_once_its_entries_are_deleted() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        let store = place.store();
+        store.remove("cilium/cluster-config/beta");
+        agent
+            .until("the description is gone", |status| status.applied.get("cilium/cluster-config/").is_some())
+            .await;
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        store.delete_prefix("cilium/cache/");
+        store.delete_prefix("cilium/synced/beta/");
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+        agent
+            .until("beta is forgotten", |status| {
+                status.clusters.iter().all(|cluster| cluster.name != "beta" || cluster.id.is_none())
+            })
+            .await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn foreign_hands_in_the_maps_are_put_right() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        place.vandalise();
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.stop().await;
+    });
+}
