@@ -332,7 +332,8 @@ impl Work {
         }
         for (kind, name, finding) in output.findings {
             let api_version = if kind == "CiliumIdentity" { "cilium.io/v2" } else { "v1" };
-            self.reporter.tell(&Subject { api_version, kind, name, uid: String::new() }, finding);
+            // Without a UID it is a subject of its own, beside what the watch said about the object.
+            self.reporter.findings(Subject { api_version, kind, name, uid: String::new() }, vec![finding]);
         }
         for section in output.completed {
             let writer = Arc::clone(self.sections.get(section));

@@ -77,8 +77,7 @@ impl Reporter {
         }
     }
 
-    /// Says something about an object once more or for the first time.
-    pub(crate) fn tell(&self, subject: &Subject, finding: Finding) {
+    fn tell(&self, subject: &Subject, finding: Finding) {
         tracing::warn!(object = %subject, reason = finding.reason.as_str(), "{}", finding.message);
         self.metrics.problem(finding.reason);
         self.status.send_modify(|status| {

@@ -416,16 +416,13 @@ impl Output {
             return;
         }
         let Some(key) = key() else { return };
-        if let Some(value) = value.as_ref().filter(|value| value.len() > LARGEST_VALUE) {
-            let finding = Finding::new(
-                Reason::TooLarge,
-                format!(
-                    "its value of {} bytes is more than the {LARGEST_VALUE} that etcd takes by default, so peers with \
-                     etcd may not see it: split the service",
-                    value.len()
-                ),
+        if value.as_ref().is_some_and(|value| value.len() > LARGEST_VALUE) {
+            // Without the exact size, so that it is told once and not on every change.
+            let message = format!(
+                "its value is larger than the {LARGEST_VALUE} bytes that etcd takes by default, so clusters that keep it in \
+                 etcd may not see it: split the service"
             );
-            self.findings.push((kind, name.clone(), finding));
+            self.findings.push((kind, name.clone(), Finding::new(Reason::TooLarge, message)));
         }
         self.writes.push(Write { section, key, value });
     }
