@@ -112,10 +112,20 @@ pub(crate) enum Change {
     Delete { key: Bytes, revision: i64 },
 }
 
+impl Change {
+    /// The revision at which it was made.
+    pub(crate) fn revision(&self) -> i64 {
+        match self {
+            Self::Put(pair) => pair.mod_revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
 /// What a watch says.
 #[derive(Debug)]
 pub(crate) enum WatchAnswer {
-    /// These changes, in order. The store is at `revision` or later.
+    /// These changes, in order. `revision` is the last one's.
     /// All changes of a revision come together.
     Changes { revision: i64, changes: Vec<Change>, unknown: usize },
     /// Nothing has changed up to this revision.
@@ -353,6 +363,8 @@ impl Watch {
             return Ok(if changes.is_empty() && unknown == 0 {
                 WatchAnswer::Progress { revision }
             } else {
+                // The header is ahead of the changes while the watch catches up.
+                let revision = changes.last().map_or(revision, Change::revision);
                 WatchAnswer::Changes { revision, changes, unknown }
             });
         }
@@ -371,8 +383,9 @@ impl Watch {
             match change {
                 None => self.unknown += 1,
                 Some(change) => {
+                    self.pieces_bytes += size_of::<Change>();
                     if let Change::Put(pair) = &change {
-                        self.pieces_bytes += pair.value.len();
+                        self.pieces_bytes += pair.key.len() + pair.value.len();
                     }
                     self.pieces.push(change);
                 }

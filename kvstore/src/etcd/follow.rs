@@ -134,9 +134,9 @@ impl Follower {
         let mut changes = changes.into_iter().peekable();
         let mut vanished = Vec::new();
         while let Some(first) = changes.next() {
-            let revision = revision_of(&first);
+            let revision = first.revision();
             let mut commit = vec![self.mirrored(first, &mut vanished)];
-            while let Some(change) = changes.next_if(|change| revision_of(change) == revision) {
+            while let Some(change) = changes.next_if(|change| change.revision() == revision) {
                 commit.push(self.mirrored(change, &mut vanished));
             }
             self.store
@@ -199,12 +199,5 @@ fn key_value(pair: Pair) -> KeyValue {
         mod_revision: Revision(pair.mod_revision),
         version: pair.version,
         lease: pair.lease,
-    }
-}
-
-fn revision_of(change: &Change) -> i64 {
-    match change {
-        Change::Put(pair) => pair.mod_revision,
-        Change::Delete { revision, .. } => *revision,
     }
 }

@@ -19,6 +19,8 @@ use crate::{
 
 /// The key that a live exporter writes every minute.
 const HEARTBEAT: &[u8] = b"cilium/.heartbeat";
+/// The largest cluster configuration that is looked at, in bytes. Real ones have about a hundred.
+const MAX_CONFIG_BYTES: usize = 64 << 10;
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// A connection that held for so long was a good one: the next attempt starts without delay.
@@ -244,6 +246,9 @@ struct Capabilities {
     synced_canaries: bool,
 }
 
-fn parse_config(value: &[u8]) -> Result<Config, serde_json::Error> {
-    serde_json::from_slice(value)
+fn parse_config(value: &[u8]) -> Result<Config, String> {
+    if value.len() > MAX_CONFIG_BYTES {
+        return Err(format!("it is {} bytes long, the most is {MAX_CONFIG_BYTES}", value.len()));
+    }
+    serde_json::from_slice(value).map_err(|error| error.to_string())
 }
