@@ -19,7 +19,7 @@ pub(crate) enum Engine {
 
 /// A store that can be read over the network, and changed from the outside.
 pub(crate) enum Side {
-    Etcd { etcd: Etcd, client: etcd_client::Client },
+    Etcd { etcd: Etcd, client: Box<etcd_client::Client> },
     Gateway { store: MemoryStore, port: u16, pki: Arc<Pki>, _gateway: Gateway },
 }
 
@@ -40,7 +40,7 @@ impl Side {
     }
 
     async fn of(etcd: Etcd) -> Self {
-        let client = etcd.client().await;
+        let client = Box::new(etcd.client().await);
         Self::Etcd { etcd, client }
     }
 
