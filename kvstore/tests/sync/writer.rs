@@ -176,9 +176,8 @@ async fn keys_come_back_when_their_leases_run_out_during_a_partition() {
     engine.writer().flush().await;
     let mut client = etcd.client().await;
     proxy.stall();
-    let there = async |client: &mut etcd_client::Client| {
-        !client.get(key("n1"), None).await.unwrap().kvs().is_empty()
-    };
+    let there =
+        async |client: &mut etcd_client::Client| !client.get(key("n1"), None).await.unwrap().kvs().is_empty();
     wait::until("the lease runs out", async || !there(&mut client).await).await;
     engine.writer().put(key("n2"), "1");
     proxy.cut();
