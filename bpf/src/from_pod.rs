@@ -147,14 +147,12 @@ fn new_flow<'a, const V4: bool>(
     }
     let mut choice = service::choose(service, &packet.source).ok_or(Counter::TcError)?;
     let (mut reply_key, mut reply) = reply_of(packet, ports, dialled, key.service, choice, now);
-    let mut tries = 0;
-    while clashes(&reply_key, &reply, now) {
-        if tries == 3 {
-            return Err(Counter::TcClash);
-        }
-        tries += 1;
+    if clashes(&reply_key, &reply, now) {
         choice = service::random(service.id, service.count).ok_or(Counter::TcError)?;
         (reply_key, reply) = reply_of(packet, ports, dialled, key.service, choice, now);
+        if clashes(&reply_key, &reply, now) {
+            return Err(Counter::TcClash);
+        }
     }
     let entry = CtEntry {
         backend: choice.id,

@@ -49,28 +49,25 @@ pub fn choose<'a>(service: &Service, client: &Addr) -> Option<Choice<'a>> {
     Some(choice)
 }
 
+/// Looks at slots before a service is taken for unusable.
+const TRIES: u32 = 4;
+
 /// Any backend. `count` was read once: a slot below it may be gone by now, when the service has just shrunk. Then one
-/// below that slot is tried, and at last the first ones, which are the last to go.
+/// below that slot is tried, and at last the first one, which is the last to go.
 #[inline(always)]
 pub fn random<'a>(service: u32, count: u32) -> Option<Choice<'a>> {
     let mut bound = count;
     let mut tries = 0;
-    while tries < 4 && bound != 0 {
+    while tries < TRIES && bound != 0 {
         // SAFETY: takes nothing and returns a number.
         let random = unsafe { bpf_get_prandom_u32() };
-        let slot = ((random as u64 * bound as u64) >> 32) as u32;
+        // The last try is for the slot that is the last to go.
+        let slot = if tries == TRIES - 1 { 0 } else { ((random as u64 * bound as u64) >> 32) as u32 };
         if let Some(choice) = in_slot(service, slot) {
             return Some(choice);
         }
         bound = slot;
         tries += 1;
-    }
-    let mut slot = 0;
-    while slot < 4 && slot < count {
-        if let Some(choice) = in_slot(service, slot) {
-            return Some(choice);
-        }
-        slot += 1;
     }
     None
 }

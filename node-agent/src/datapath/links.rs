@@ -73,7 +73,9 @@ pub(super) fn attach_pod(
                 Err(error) => return Err(attach_error(what(), error)),
             }
         }
-        attach_clsact(ebpf, name, ifindex, tc_type).map_err(|source| attach_error(what(), source))?;
+        let marker = filter_pin(pin_dir, ifindex, side);
+        attach_clsact(ebpf, name, ifindex, tc_type, &marker)
+            .map_err(|source| attach_error(what(), source))?;
     }
     Ok(())
 }
@@ -81,14 +83,11 @@ pub(super) fn attach_pod(
 /// Detaches both packet programs. That the interface is gone, and they with it, is no error.
 pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
     for (side, _, _, tc_type) in SIDES {
-        let pin = pod_pin(pin_dir, ifindex, side);
-        if pin.exists() {
-            detach(&pin)?;
-        } else if let Ok(interface) = interface_name(ifindex)
-            && let Ok(link) = SchedClassifierLink::attached(&interface, tc_type, PRIORITY, HANDLE, None)
-        {
-            // Fails when there is none, which is as well.
-            let _ = link.detach();
+        detach(&pod_pin(pin_dir, ifindex, side))?;
+        let marker = filter_pin(pin_dir, ifindex, side);
+        if marker.exists() {
+            detach_clsact(ifindex, tc_type);
+            detach(&marker)?;
         }
     }
     Ok(())
@@ -96,11 +95,14 @@ pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathErr
 
 /// Detaches all that is pinned.
 pub(super) fn detach_all(pin_dir: &Path) -> Result<(), DatapathError> {
-    let Ok(entries) = fs::read_dir(pin_dir.join(LINKS)) else { return Ok(()) };
-    entries.flatten().try_for_each(|entry| detach(&entry.path()))
+    if !pin_dir.join(LINKS).exists() {
+        return Ok(());
+    }
+    detach_sockets(pin_dir)?;
+    attached_pods(pin_dir)?.into_iter().try_for_each(|ifindex| detach_pod(pin_dir, ifindex))
 }
 
-/// Interfaces that packet programs of ours are attached to by links. Pins of interfaces that have gone are removed.
+/// Interfaces that packet programs of ours are attached to. Pins of interfaces that have gone are removed.
 pub(super) fn attached_pods(pin_dir: &Path) -> Result<Vec<u32>, DatapathError> {
     let dir = pin_dir.join(LINKS);
     let file = |source| DatapathError::File { path: dir.clone(), source };
@@ -108,11 +110,14 @@ pub(super) fn attached_pods(pin_dir: &Path) -> Result<Vec<u32>, DatapathError> {
     for entry in fs::read_dir(&dir).map_err(file)? {
         let entry = entry.map_err(file)?;
         let name = entry.file_name();
-        let Some(ifindex) = name.to_str().and_then(pod_of_pin) else { continue };
-        match open_link(&entry.path()).and_then(|link| sys::link_info(link.as_fd()).ok()) {
-            Some(info) if info.ifindex() == ifindex => pods.push(ifindex),
-            _ => detach(&entry.path())?,
-        }
+        let Some((kind, ifindex)) = name.to_str().and_then(pod_of_pin) else { continue };
+        let there = match kind {
+            POD => open_link(&entry.path())
+                .and_then(|link| sys::link_info(link.as_fd()).ok())
+                .is_some_and(|info| info.ifindex() == ifindex),
+            _ => interface_name(ifindex).is_ok(),
+        };
+        if there { pods.push(ifindex) } else { detach(&entry.path())? }
     }
     pods.sort_unstable();
     pods.dedup();
@@ -130,8 +135,15 @@ fn attach_tcx(program: BorrowedFd<'_>, pin: &Path, ifindex: u32, attach_type: At
     pin_link(link.as_fd(), pin)
 }
 
-/// Filters of the clsact qdisc belong to the interface: they stay without a pin.
-fn attach_clsact(ebpf: &mut Ebpf, name: &str, ifindex: u32, tc_type: TcAttachType) -> io::Result<()> {
+/// Filters of the clsact qdisc belong to the interface, and stay without a pin. What is pinned, the program, only marks that
+/// there is one.
+fn attach_clsact(
+    ebpf: &mut Ebpf,
+    name: &str,
+    ifindex: u32,
+    tc_type: TcAttachType,
+    marker: &Path,
+) -> io::Result<()> {
     let interface = interface_name(ifindex)?;
     // It may be there already: the CNI's, or ours.
     let qdisc = tc::qdisc_add_clsact(&interface);
@@ -150,7 +162,17 @@ fn attach_clsact(ebpf: &mut Ebpf, name: &str, ifindex: u32, tc_type: TcAttachTyp
     let link = program.take_link(id).map_err(io::Error::other)?;
     // Dropping it would detach.
     std::mem::forget(link);
-    Ok(())
+    let program = program_fd(ebpf, name).map_err(io::Error::other)?;
+    pin_link(program.as_fd(), marker)
+}
+
+/// Fails when there is no such filter, or no interface any more, which is as well.
+fn detach_clsact(ifindex: u32, tc_type: TcAttachType) {
+    if let Ok(interface) = interface_name(ifindex)
+        && let Ok(link) = SchedClassifierLink::attached(&interface, tc_type, PRIORITY, HANDLE, None)
+    {
+        let _ = link.detach();
+    }
 }
 
 fn pin_link(link: BorrowedFd<'_>, pin: &Path) -> io::Result<()> {
@@ -196,18 +218,32 @@ fn open_cgroup(dir: &Path) -> Result<(File, u64), DatapathError> {
     Ok((opened, id))
 }
 
+/// Kinds of pins of pods: links, and marks of filters.
+const POD: &str = "pod";
+const FILTER: &str = "filter";
+
 fn pod_pin(pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
-    pin_dir.join(LINKS).join(format!("pod-{ifindex}-{side}"))
+    pin_dir.join(LINKS).join(format!("{POD}-{ifindex}-{side}"))
 }
 
-fn pod_of_pin(name: &str) -> Option<u32> {
-    let (ifindex, side) = name.strip_prefix("pod-")?.split_once('-')?;
-    SIDES.iter().any(|(known, ..)| *known == side).then_some(())?;
-    ifindex.parse().ok()
+fn filter_pin(pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
+    pin_dir.join(LINKS).join(format!("{FILTER}-{ifindex}-{side}"))
+}
+
+/// The kind and the interface.
+fn pod_of_pin(name: &str) -> Option<(&str, u32)> {
+    let (kind, rest) = name.split_once('-')?;
+    let (ifindex, side) = rest.split_once('-')?;
+    let ours = matches!(kind, POD | FILTER) && SIDES.iter().any(|(known, ..)| *known == side);
+    Some((kind, ifindex.parse().ok().filter(|_| ours)?))
 }
 
 fn interface_name(ifindex: u32) -> io::Result<String> {
     let name = nix::net::if_::if_indextoname(ifindex)?;
+    // nix 0.31 takes the null pointer of an index that is gone for an empty name.
+    if name.is_empty() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     name.into_string().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 

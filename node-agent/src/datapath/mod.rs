@@ -180,7 +180,7 @@ impl Datapath {
     }
 
     /// Interfaces with packet programs of this or an earlier run, so that a new agent can detach those of pods that left
-    /// meanwhile. Those attached through clsact are not listed; they go with their interface.
+    /// meanwhile.
     ///
     /// # Errors
     /// The pin directory cannot be read.
@@ -207,8 +207,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Detaches everything that is pinned below `pin_dir` and removes the pins: what uninstalling does. Clsact filters
-    /// stay until their interface goes.
+    /// Detaches everything that is pinned below `pin_dir` and removes the pins: what uninstalling does. To be called in the
+    /// network namespace of the interfaces.
     ///
     /// # Errors
     /// The directory cannot be removed.

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::net::TcpStream;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use isthmus_bpf_abi::Protocol;
-use isthmus_node_agent::datapath::{Datapath, DatapathError};
+use isthmus_node_agent::datapath::{Datapath, DatapathError, Features};
 
 use crate::model::{Model, socket_addr};
 use crate::sandbox::{ip, sandbox};
@@ -91,25 +92,38 @@ fn an_agent_with_other_map_sizes_leaves_the_old_maps_in_use_until_it_attaches() 
 
 #[test]
 fn packet_programs_are_attached_once_and_found_again() {
-    sandbox(|sandbox| {
-        ip("link add host0 type veth peer name pod0");
-        let index = nix::net::if_::if_nametoindex("host0").expect("the interface");
-        let first = sandbox.datapath();
-        first.attach_pod(index).expect("attach");
-        first.attach_pod(index).expect("attach again");
-        drop(first);
-        let second = sandbox.datapath();
-        assert_eq!(second.attached_pods().expect("pins"), [index]);
-        second.attach_pod(index).expect("take over");
-        assert_eq!(second.attached_pods().expect("pins"), [index]);
-        second.detach_pod(index).expect("detach");
-        second.detach_pod(index).expect("detach again");
-        assert_eq!(second.attached_pods().expect("pins"), [] as [u32; 0]);
-        second.attach_pod(index).expect("attach");
-        ip("link del host0");
-        assert_eq!(second.attached_pods().expect("pins"), [] as [u32; 0]);
-        second.attach_pod(index).expect_err("there is no such interface");
-    });
+    for features in [Features::Detect, Features::Floor] {
+        sandbox(|sandbox| {
+            let open = || sandbox.datapath_with(|config| config.features = features);
+            ip("link add host0 type veth peer name pod0");
+            let index = nix::net::if_::if_nametoindex("host0").expect("the interface");
+            let first = open();
+            first.attach_pod(index).expect("attach");
+            first.attach_pod(index).expect("attach again");
+            drop(first);
+            let second = open();
+            assert_eq!(second.attached_pods().expect("pins"), [index]);
+            second.attach_pod(index).expect("take over");
+            assert_eq!(second.attached_pods().expect("pins"), [index]);
+            // Before 6.6 there is no TCX to ask.
+            if features == Features::Detect
+                && let Ok((_, programs)) = SchedClassifier::query_tcx("host0", TcAttachType::Ingress)
+            {
+                let [program] = programs.as_slice() else { panic!("{programs:?}") };
+                // The verifier's limit is a million; older ones take more steps.
+                let steps = program.verified_instruction_count().expect("a number");
+                assert!(steps < 200_000, "{steps} steps of the verifier");
+            }
+            second.detach_pod(index).expect("detach");
+            second.detach_pod(index).expect("detach again");
+            assert_eq!(second.attached_pods().expect("pins"), [] as [u32; 0]);
+            second.attach_pod(index).expect("attach");
+            ip("link del host0");
+            assert_eq!(second.attached_pods().expect("pins"), [] as [u32; 0]);
+            second.attach_pod(index).expect_err("there is no such interface");
+            Datapath::remove_pins(&sandbox.pin_dir).expect("remove");
+        });
+    }
 }
 
 #[test]
