@@ -286,10 +286,8 @@ impl WatchStream {
                 due.push((*id, revision));
             }
         }
-        let now = self.service.store.revision();
         for (id, revision) in due {
-            // A watcher may have seen more than `now` was read to be, never the other way round by much.
-            let response = self.response(id, revision.min(now));
+            let response = self.response(id, revision);
             self.outbox.push_back(response);
         }
     }
