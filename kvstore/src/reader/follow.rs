@@ -24,6 +24,7 @@ pub(super) async fn run(shared: Arc<Shared>, section: Section, events: mpsc::Sen
         name: &name,
         events: &events,
         known: Known::default(),
+        overflowed: false,
     };
     let mut usable = shared.usable.subscribe();
     let consumer_left = events.closed();
@@ -56,6 +57,8 @@ struct Follower<'a> {
     name: &'a str,
     events: &'a mpsc::Sender<SectionEvent>,
     known: Known,
+    /// Keys were left out for want of room since the last list began.
+    overflowed: bool,
 }
 
 /// Why following stopped.
@@ -125,6 +128,9 @@ impl Follower<'_> {
             let answer = tokio::select! {
                 answer = watch.next() => answer?,
                 _ = ask.tick() => {
+                    if self.overflowed && self.has_room() {
+                        return Err(SessionError::Refused("there is room now for keys that were left out".into()).into());
+                    }
                     watch.request_progress().await?;
                     continue;
                 }
@@ -151,6 +157,7 @@ impl Follower<'_> {
     /// Lists the section, tells the differences and, at the end, the deletions. The revision that the list shows.
     async fn list(&mut self, session: &Session) -> Result<i64, Stop> {
         self.known.begin_list();
+        self.overflowed = false;
         let mut listing = session.list(Span::Prefix(self.section.directory()));
         loop {
             match listing.next_page().await {
@@ -201,6 +208,7 @@ impl Follower<'_> {
         }
         let full = self.known.len() >= bounds.keys || self.known.bytes() + value.len() > bounds.total_bytes;
         if full && !self.known.contains(&key) {
+            self.overflowed = true;
             self.skipped(1, "beyond what one section may hold");
             return Ok(());
         }
@@ -209,6 +217,13 @@ impl Follower<'_> {
         self.known.told(key.clone(), &value);
         room.send(SectionEvent::Put { key, value, revision: mod_revision });
         Ok(())
+    }
+
+    /// Whether a tenth of the bounds is free, so that a list is worth its while.
+    fn has_room(&self) -> bool {
+        let bounds = &self.shared.config.bounds;
+        self.known.len() < bounds.keys - bounds.keys / 10
+            && self.known.bytes() < bounds.total_bytes - bounds.total_bytes / 10
     }
 
     async fn delete(&mut self, key: Bytes, revision: i64) -> Result<(), Stop> {

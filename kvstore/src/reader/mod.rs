@@ -75,7 +75,8 @@ impl ReaderConfig {
     }
 }
 
-/// What a section may hold. Whatever exceeds it is left out and counted; the rest goes on.
+/// What a section may hold. Whatever exceeds it is left out and counted; the rest goes on. Keys that were left out for
+/// want of room are taken in once there is room again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SectionBounds {
     /// The longest key, in bytes. 4 KiB.

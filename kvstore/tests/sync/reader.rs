@@ -298,6 +298,7 @@ async fn a_section_beyond_its_bounds_takes_no_more_keys(engine: Engine) {
     export(&side, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
     let mut config = ReaderConfig::new(side.config());
     config.bounds.keys = 2;
+    config.progress_interval = Duration::from_millis(100);
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     consumer.until_synced().await;
@@ -305,6 +306,12 @@ async fn a_section_beyond_its_bounds_takes_no_more_keys(engine: Engine) {
     consumer.until("known keys still change", |this| this.map[&key("n1")] == "2").await;
     assert_eq!(consumer.map.len(), 2);
     assert_eq!(reader.status().borrow().sections[PREFIX].skipped, 1);
+
+    // What was left out comes when there is room.
+    side.delete(&key("n1")).await;
+    side.delete(&key("n2")).await;
+    consumer.until("what was left out", |this| this.map.contains_key(&key("n3"))).await;
+    assert_eq!(reader.status().borrow().failures, 0);
 }
 
 async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces(engine: Engine) {
