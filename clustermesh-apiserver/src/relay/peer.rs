@@ -42,6 +42,9 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const BOUNDS: SectionBounds =
     SectionBounds { key_bytes: 4 << 10, value_bytes: 2 << 20, keys: 500_000, total_bytes: 256 << 20 };
 
+/// Rejected entries that are logged one by one, per peer and reason; of later ones every power of two.
+const REJECTIONS_LOGGED: u64 = 32;
+
 /// What a peer's task needs.
 pub(super) struct Peer {
     pub(super) name: ClusterName,
@@ -284,10 +287,18 @@ impl Peer {
                     Ok(cached) => progress.section.put(cached.key, cached.value),
                     Err(rejection) => {
                         let reason = rejection.reason();
-                        tracing::warn!(peer = %self.name, reason, error = %rejection,
-                        "entry of a peer rejected; the rest goes on");
                         self.metrics.rejected(&self.name, reason);
-                        self.view.send_modify(|view| *view.rejected.entry(reason).or_default() += 1);
+                        let mut count = 0;
+                        self.view.send_modify(|view| {
+                            let rejected = view.rejected.entry(reason).or_default();
+                            *rejected += 1;
+                            count = *rejected;
+                        });
+                        // A peer that sends nothing else must not fill the log.
+                        if count <= REJECTIONS_LOGGED || count.is_power_of_two() {
+                            tracing::warn!(peer = %self.name, reason, count, error = %rejection,
+                                "entry of a peer rejected; the rest goes on");
+                        }
                     }
                 }
             }
