@@ -1,4 +1,5 @@
 //! The real program, as a user starts it: against a Kubernetes API, beside a peer, read with stock `etcdctl`.
+#![allow(clippy::unwrap_used, reason = "in a test, and in what only tests call, a panic is the report")]
 
 mod fixture;
 
