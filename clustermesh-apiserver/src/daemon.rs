@@ -149,12 +149,32 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     registry.register_collector(Box::new(metrics::StateMetrics(Arc::clone(&view))));
     let endpoints = open_endpoints(&config, Arc::new(registry), &view, &shutdown).await?;
 
+    let parts = Parts { etcd, kubernetes, exporter_metrics, relay_metrics };
+    let outcome = serve(&config, parts, &view, &shutdown).await;
+    shutdown.cancel();
+    endpoints.finish().await;
+    tracing::info!("stopped");
+    outcome
+}
+
+/// What [`serve`] is given beside the configuration: found to be usable, not in use yet.
+struct Parts {
+    etcd: Option<ClientConfig>,
+    kubernetes: kube::Client,
+    exporter_metrics: ExporterMetrics,
+    relay_metrics: Arc<relay::Metrics>,
+}
+
+/// Runs the parts until `shutdown`, or until one of them ends.
+async fn serve(
+    config: &DaemonConfig,
+    parts: Parts,
+    view: &View,
+    shutdown: &CancellationToken,
+) -> Result<(), DaemonError> {
     let store = tokio::select! {
-        store = Store::open(etcd) => store,
-        () = shutdown.cancelled() => {
-            endpoints.finish().await;
-            return Ok(());
-        }
+        store = Store::open(parts.etcd) => store,
+        () = shutdown.cancelled() => return Ok(()),
     };
     let gateway = Gateway::serve_with(
         config.listen,
@@ -168,10 +188,14 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     // Tells readers up to Cilium 1.16 to wait for the cluster configuration.
     store.writer.put(Key::HasClusterConfig.to_bytes(), "true");
 
-    let (exporter, handle) =
-        Exporter::new(kubernetes, exporter_config(&config), store.writer.clone(), exporter_metrics)?;
+    let (exporter, handle) = Exporter::new(
+        parts.kubernetes,
+        exporter_config(config),
+        store.writer.clone(),
+        parts.exporter_metrics,
+    )?;
     let mut exporting = tokio::spawn(exporter.run(shutdown.clone()));
-    let (relay, mut relaying) = start_relay(&config, &store.writer, relay_metrics, &shutdown);
+    let (relay, mut relaying) = start_relay(config, &store.writer, parts.relay_metrics, shutdown);
     view.started(Running {
         store: store.memory.clone(),
         writer: store.writer.clone(),
@@ -205,8 +229,6 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     if tokio::time::timeout(FLUSH_TIMEOUT, store.writer.flush()).await.is_err() {
         tracing::warn!("etcd did not take the last changes; its leases and the next start put that right");
     }
-    endpoints.finish().await;
-    tracing::info!("stopped");
     outcome
 }
 
