@@ -4,6 +4,9 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::http::StatusCode;
@@ -45,13 +48,14 @@ pub fn command(image: &str) -> Result<Vec<OsString>> {
     }
 }
 
-/// The program of `isthmus.io/echo`. Who it is comes from `LAB_CLUSTER`, `LAB_NODE` and `LAB_POD`. It ends at once
-/// when told to; that connections are drained first is the business of the pod's `preStop`, as anywhere.
+/// The program of `isthmus.io/echo`. Who it is comes from `LAB_CLUSTER`, `LAB_NODE` and `LAB_POD`. Told to end, it does
+/// what a good citizen of a mesh does: it is not ready from then on (`/healthz` answers 503) and serves for `--drain`
+/// seconds more, in which every cluster hears of it.
 ///
 /// # Errors
 /// When it cannot listen.
 pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
-    let mut port: u16 = 8080;
+    let (mut port, mut drain): (u16, u64) = (8080, 2);
     while let Some(flag) = args.next() {
         match flag.to_str() {
             Some("--port") => {
@@ -61,13 +65,30 @@ pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
                     .and_then(|v| v.parse().ok())
                     .context("--port wants a number from 1 to 65535")?;
             }
-            _ => anyhow::bail!("echo knows only --port, not {flag:?}"),
+            Some("--drain") => {
+                let value = args.next().context("--drain wants a number of seconds")?;
+                drain = value
+                    .to_str()
+                    .and_then(|v| v.parse().ok())
+                    .context("--drain wants a number of seconds")?;
+            }
+            _ => anyhow::bail!("echo knows --port and --drain, not {flag:?}"),
         }
     }
     runtime()?.block_on(async move {
         let env = |name| std::env::var(name).unwrap_or_default();
         let answer = Answer { cluster: env("LAB_CLUSTER"), node: env("LAB_NODE"), pod: env("LAB_POD") };
-        let router = Router::new().route("/healthz", get(|| async { "ok" })).fallback(move || {
+        let draining = Arc::new(AtomicBool::new(false));
+        let healthz = {
+            let draining = Arc::clone(&draining);
+            move || {
+                std::future::ready(match draining.load(Ordering::Relaxed) {
+                    false => (StatusCode::OK, "ok"),
+                    true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+                })
+            }
+        };
+        let router = Router::new().route("/healthz", get(healthz)).fallback(move || {
             std::future::ready(Ok::<_, Infallible>((StatusCode::OK, Json(answer.clone())).into_response()))
         });
         // `::` takes IPv4 as well.
@@ -77,7 +98,11 @@ pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
             .with_context(|| format!("listening on {address}"))?;
         tokio::select! {
             served = async { axum::serve(listener, router).await } => served.context("serving"),
-            () = told_to_end() => Ok(()),
+            () = async {
+                told_to_end().await;
+                draining.store(true, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(drain)).await;
+            } => Ok(()),
         }
     })
 }

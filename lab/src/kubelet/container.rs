@@ -88,7 +88,42 @@ pub(super) async fn change(
     futures::future::select_all(changes).await;
 }
 
+/// Is done when a container that is being ended has become ready or not ready: as long as it runs it is still asked.
+pub(super) async fn readiness_change(
+    kubelet: &Kubelet,
+    sandbox: &Sandbox,
+    containers: &mut [RunningContainer],
+) {
+    if containers.is_empty() {
+        return std::future::pending().await;
+    }
+    let changes = containers.iter_mut().map(|c| Box::pin(c.readiness_change(kubelet, sandbox)));
+    futures::future::select_all(changes).await;
+}
+
+/// What is needed to end a container.
+pub(super) struct Ending {
+    pub(super) process: Process,
+    spec: Container,
+}
+
 impl RunningContainer {
+    pub(super) fn ending(&self) -> Ending {
+        Ending { process: self.process.clone(), spec: self.spec.clone() }
+    }
+
+    async fn readiness_change(&mut self, kubelet: &Kubelet, sandbox: &Sandbox) {
+        let before = self.ready;
+        let process = self.process.clone();
+        while let Some(probe) = self.probe.as_mut().filter(|_| process.running()) {
+            self.ready = probe.next(kubelet, sandbox, &process).await;
+            if self.ready != before {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     pub(super) fn running(&self) -> bool {
         self.restart_at.is_none()
     }
@@ -138,7 +173,9 @@ impl RunningContainer {
     fn backoff(&self) -> Duration {
         Duration::from_millis(100 << self.restarts.clamp(0, 8))
     }
+}
 
+impl Ending {
     /// What the container wants done before it is told to end.
     pub(super) async fn pre_stop(&self, kubelet: &Kubelet, pod: &Pod, sandbox: &Sandbox) {
         let Some(hook) = self.spec.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };

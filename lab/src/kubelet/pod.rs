@@ -90,7 +90,7 @@ impl Worker {
             self.live(&sandbox, &mut containers).await
         };
         let _ = std::fs::remove_file(self.record_path());
-        self.end(&sandbox, &containers, graceful).await;
+        self.end(&sandbox, &mut containers, graceful).await;
         self.remove(sandbox).await;
         if graceful {
             self.finish().await;
@@ -136,16 +136,26 @@ impl Worker {
     }
 
     /// `preStop`, then SIGTERM, then, when the grace period is over, SIGKILL.
-    async fn end(&self, sandbox: &Sandbox, containers: &[RunningContainer], graceful: bool) {
+    /// Meanwhile readiness is asked and told as before.
+    async fn end(&self, sandbox: &Sandbox, containers: &mut [RunningContainer], graceful: bool) {
         let grace = self.pod.metadata.deletion_grace_period_seconds.unwrap_or(30).max(0) as u64;
         let deadline = Instant::now() + if graceful { Duration::from_secs(grace) } else { Duration::ZERO };
-        let each = containers.iter().map(|container| async move {
+        let endings: Vec<container::Ending> = containers.iter().map(RunningContainer::ending).collect();
+        let each = endings.iter().map(|container| async move {
             let left = || deadline.saturating_duration_since(Instant::now());
             let _ = tokio::time::timeout(left(), container.pre_stop(&self.kubelet, &self.pod, sandbox)).await;
             container.process.signal(Signal::SIGTERM);
             let _ = tokio::time::timeout(left(), container.process.ended()).await;
         });
-        futures::future::join_all(each).await;
+        let mut ended = std::pin::pin!(futures::future::join_all(each));
+        loop {
+            tokio::select! {
+                _ = &mut ended => return,
+                () = container::readiness_change(&self.kubelet, sandbox, containers) => {
+                    self.report(&status::running(&self.pod, &self.kubelet.addresses, sandbox, containers)).await;
+                }
+            }
+        }
     }
 
     async fn sandbox(&self) -> Result<Sandbox> {
