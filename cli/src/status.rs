@@ -1,13 +1,275 @@
-//! `isthmus status`.
+//! `isthmus status`: what each apiserver and each agent says of itself, side by side.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
-use isthmus_lab::Result;
+use clap::{Args, ValueEnum};
+use clustermesh_apiserver::status::ApiserverStatus;
+use comfy_table::{Table, presets};
+use futures::future::join_all;
+use isthmus_lab::names::LabName;
+use isthmus_lab::state::StateDir;
+use isthmus_lab::{LabError, Result, status};
+use isthmus_node_agent::status::AgentStatus;
+use serde::Serialize;
 
 #[derive(Debug, Args)]
-pub(crate) struct StatusArgs {}
+#[command(after_help = "Examples:
+  # Of the lab that is kept
+  isthmus status
+  isthmus status --lab global-service -o json
 
-pub(crate) async fn run(_: StatusArgs) -> Result<ExitCode> {
-    Ok(ExitCode::SUCCESS)
+  # On a node, or in a pod, of a real cluster
+  isthmus status --agent-socket /run/isthmus/agent.sock
+  isthmus status --apiserver-socket /run/isthmus/apiserver.sock
+
+The exit status is not zero when something is not well.")]
+pub(crate) struct StatusArgs {
+    /// Which lab; the only one there is when left out
+    #[arg(long, conflicts_with_all = ["apiserver_socket", "agent_socket"])]
+    lab: Option<LabName>,
+    /// The API socket of a clustermesh-apiserver; may be given several times
+    #[arg(long, value_name = "PATH")]
+    apiserver_socket: Vec<PathBuf>,
+    /// The API socket of a node-agent; may be given several times
+    #[arg(long, value_name = "PATH")]
+    agent_socket: Vec<PathBuf>,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Everything that was asked, and what is not well.
+#[derive(Debug, Serialize)]
+struct MeshStatus {
+    healthy: bool,
+    problems: Vec<String>,
+    apiservers: Vec<ApiserverStatus>,
+    agents: Vec<AgentStatus>,
+}
+
+/// Asks, prints, and says by its exit status whether all is well.
+pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
+    let (apiservers, agents) = sockets(&args)?;
+    let mesh = MeshStatus::ask(&apiservers, &agents).await;
+    match args.output {
+        Output::Json => {
+            let text = serde_json::to_string_pretty(&mesh).map_err(|e| LabError::invalid(e.to_string()))?;
+            println!("{text}");
+        }
+        Output::Table => print(&mesh),
+    }
+    Ok(if mesh.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn sockets(args: &StatusArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    if !args.apiserver_socket.is_empty() || !args.agent_socket.is_empty() {
+        return Ok((args.apiserver_socket.clone(), args.agent_socket.clone()));
+    }
+    let lab = crate::lab::choose(args.lab.clone())?;
+    let dir = StateDir::of(&lab);
+    let state = dir.read()?;
+    let apiservers = state.clusters.iter().map(|c| dir.apiserver_socket(&c.name)).collect();
+    let nodes =
+        state.clusters.iter().flat_map(|c| c.nodes.iter().map(|node| dir.agent_socket(&c.name, node)));
+    Ok((apiservers, nodes.collect()))
+}
+
+impl MeshStatus {
+    async fn ask(apiservers: &[PathBuf], agents: &[PathBuf]) -> Self {
+        let mut mesh =
+            Self { healthy: false, problems: Vec::new(), apiservers: Vec::new(), agents: Vec::new() };
+        for answer in join_all(apiservers.iter().map(PathBuf::as_path).map(status::apiserver)).await {
+            match answer {
+                Ok(status) => {
+                    mesh.problems.extend(status.problems());
+                    mesh.apiservers.push(status);
+                }
+                Err(e) => mesh.problems.push(e.to_string()),
+            }
+        }
+        for answer in join_all(agents.iter().map(PathBuf::as_path).map(status::agent)).await {
+            match answer {
+                Ok(status) => {
+                    mesh.problems.extend(agent_problems(&status));
+                    mesh.agents.push(status);
+                }
+                Err(e) => mesh.problems.push(e.to_string()),
+            }
+        }
+        mesh.healthy = mesh.problems.is_empty();
+        mesh
+    }
+}
+
+fn agent_problems(agent: &AgentStatus) -> Vec<String> {
+    let at = |what: &str| format!("cluster {}: node {}: {what}", agent.cluster, agent.node);
+    let mut problems: Vec<String> = agent.problems.iter().map(|p| at(p)).collect();
+    if !agent.ready && problems.is_empty() {
+        problems.push(at("the agent is not ready"));
+    }
+    problems
+}
+
+fn print(mesh: &MeshStatus) {
+    if !mesh.apiservers.is_empty() {
+        let mut clusters = table(&[
+            "CLUSTER",
+            "ID",
+            "APISERVER",
+            "STORE",
+            "REVISION",
+            "NODES",
+            "IDENTITIES",
+            "ENDPOINTS",
+            "SERVICES",
+        ]);
+        let mut peers = table(&[
+            "CLUSTER",
+            "PEER",
+            "ID",
+            "STATE",
+            "CONNECTED",
+            "AGE",
+            "LAG",
+            "NODES",
+            "IDENTITIES",
+            "ENDPOINTS",
+            "SERVICES",
+        ]);
+        for apiserver in &mesh.apiservers {
+            let counts = &apiserver.exporter.counts;
+            clusters.add_row([
+                apiserver.cluster.clone(),
+                apiserver.cluster_id.to_string(),
+                word(apiserver.ready, "ready", "not ready"),
+                apiserver.store.engine.clone(),
+                apiserver.store.revision.to_string(),
+                counts.nodes.to_string(),
+                counts.identities.to_string(),
+                counts.endpoints.to_string(),
+                counts.services.to_string(),
+            ]);
+            for peer in &apiserver.peers {
+                peers.add_row([
+                    apiserver.cluster.clone(),
+                    peer.name.clone(),
+                    peer.cluster_id.map_or_else(|| "-".into(), |id| id.to_string()),
+                    peer.state.to_string(),
+                    word(peer.connected, "yes", "no"),
+                    age(peer.data_age_seconds),
+                    peer.revision_lag.to_string(),
+                    peer.counts.nodes.to_string(),
+                    peer.counts.identities.to_string(),
+                    peer.counts.endpoints.to_string(),
+                    peer.counts.services.to_string(),
+                ]);
+            }
+        }
+        println!("{clusters}\n");
+        if !peers.is_empty() {
+            println!("{peers}\n");
+        }
+    }
+    if !mesh.agents.is_empty() {
+        let mut nodes = table(&[
+            "CLUSTER",
+            "NODE",
+            "AGENT",
+            "PODS",
+            "KNOWS",
+            "STATE",
+            "AGE",
+            "LAG",
+            "NODES",
+            "IDENTITIES",
+            "ENDPOINTS",
+            "SERVICES",
+        ]);
+        for agent in &mesh.agents {
+            for cluster in &agent.clusters {
+                nodes.add_row([
+                    agent.cluster.clone(),
+                    agent.node.clone(),
+                    word(agent.ready, "ready", "not ready"),
+                    agent.datapath.attached_pods.to_string(),
+                    cluster.name.clone(),
+                    state(cluster.state),
+                    age(cluster.data_age_seconds),
+                    cluster.revision_lag.map_or_else(|| "-".into(), |lag| lag.to_string()),
+                    cluster.nodes.to_string(),
+                    cluster.identities.to_string(),
+                    cluster.endpoints.to_string(),
+                    cluster.services.to_string(),
+                ]);
+            }
+        }
+        println!("{nodes}\n");
+    }
+    match mesh.problems.as_slice() {
+        [] => println!("All is well."),
+        problems => {
+            println!("Not well:");
+            problems.iter().for_each(|p| println!("  - {p}"));
+        }
+    }
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+fn state(state: isthmus_node_agent::status::ClusterState) -> String {
+    // As in JSON, so that both can be searched for alike.
+    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+fn word(holds: bool, yes: &str, no: &str) -> String {
+    if holds { yes } else { no }.to_owned()
+}
+
+/// Seconds since all was last known to be complete.
+fn age(seconds: Option<f64>) -> String {
+    match seconds {
+        None => "never".into(),
+        Some(s) if s < 1.0 => format!("{:.0}ms", s * 1e3),
+        Some(s) if s < 120.0 => format!("{s:.0}s"),
+        Some(s) => format!("{:.0}m", s / 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        assert_eq!(age(None), "never");
+        assert_eq!(age(Some(0.012)), "12ms");
+        assert_eq!(age(Some(61.0)), "61s");
+        assert_eq!(age(Some(600.0)), "10m");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_does_not_answer_is_a_problem_and_not_a_failure() {
+        let mesh =
+            MeshStatus::ask(&["/nonexistent/apiserver.sock".into()], &["/nonexistent/agent.sock".into()])
+                .await;
+        assert!(!mesh.healthy);
+        assert_eq!(mesh.problems.len(), 2);
+        assert!(mesh.problems[0].contains("/nonexistent/apiserver.sock"), "{:?}", mesh.problems);
+    }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clustermesh_apiserver::status::ApiserverStatus;
+use isthmus_node_agent::status::AgentStatus;
 use serde::de::DeserializeOwned;
 
 use crate::error::{LabError, Result};
@@ -17,6 +18,14 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// # Errors
 /// When it does not answer, or with something else; the message says what to look at.
 pub async fn apiserver(socket: &Path) -> Result<ApiserverStatus> {
+    ask(socket).await
+}
+
+/// A node-agent's status.
+///
+/// # Errors
+/// As [`apiserver`].
+pub async fn agent(socket: &Path) -> Result<AgentStatus> {
     ask(socket).await
 }
 
