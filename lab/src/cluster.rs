@@ -17,7 +17,7 @@ use crate::process::Launch;
 use crate::spec::{ClusterSpec, LabSpec, Store};
 use crate::state::{self, read_json};
 use crate::topology::{CONTROL_PLANE, ClusterNet};
-use crate::{controllers, crds, http, kubelet, programs, rbac, status, wait};
+use crate::{controllers, crds, forwarder, http, kubelet, programs, rbac, status, wait};
 
 /// A running cluster.
 pub struct Cluster {
@@ -190,6 +190,25 @@ impl Cluster {
     /// Where its gateway is reached by peers.
     pub fn gateway(&self) -> SocketAddr {
         SocketAddr::new(self.net.plan.control_plane()[0].addr(), GATEWAY)
+    }
+
+    /// Opens a door on the root namespace's loopback to its gateway, and returns a client configuration that goes
+    /// through it as the cluster's administrator.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn gateway_door(&self) -> Result<String> {
+        let door =
+            forwarder::forward(self.net.control_plane.clone(), self.gateway(), self.ground.stop.clone())
+                .await?;
+        let pki = self.ground.state.path().join("pki");
+        let file = |name: String| pki.join(name).display().to_string();
+        Ok(format!(
+            "endpoints:\n- https://{door}\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
+            file("ca.crt".into()),
+            file(format!("admin-{}.crt", self.name())),
+            file(format!("admin-{}.key", self.name())),
+        ))
     }
 
     pub(crate) async fn start_apiserver(&self, lab: &LabSpec) -> Result<()> {

@@ -1,0 +1,64 @@
+//! The scenarios of the repository, with the real daemons and real eBPF. As root; the workspace's programs must have
+//! been built (`cargo build --workspace --bins`).
+
+use std::path::Path;
+use std::time::Duration;
+
+use isthmus_lab::cleanup::{self, Remains};
+use isthmus_lab::names::LabName;
+use isthmus_lab::report::Report;
+use isthmus_lab::scenario::Scenario;
+use isthmus_lab::spec::Store;
+use isthmus_lab::{Lab, Silent};
+
+/// Each raises several daemons: one after the other they disturb each other's timing least.
+static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn run(scenario: &str, lab: &str, store: Store) -> Report {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let name: LabName = lab.parse().unwrap();
+    cleanup::down(&name).await.unwrap();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kind-scenarios").join(scenario);
+    let scenario = Scenario::load(&dir).unwrap();
+    let lab = Lab::up(scenario.lab(name.clone(), Some(store)), &mut |_| {}).await.unwrap();
+    let report = isthmus_lab::run(&lab, &scenario, Duration::ZERO, &mut Silent).await;
+    lab.down().await.unwrap();
+    assert!(Remains::of(&name).none(), "{:?}", Remains::of(&name));
+    assert!(report.passed, "{}", serde_json::to_string_pretty(&report).unwrap());
+    report
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clusters_share_a_global_service() {
+    let report = run("global-service", "s-memory", Store::Memory).await;
+    assert_eq!(
+        report.steps.iter().filter(|s| s.shown_after_ms.is_some()).count(),
+        3,
+        "three changes are measured"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_do_with_a_real_etcd_behind_each_apiserver() {
+    run("global-service", "s-etcd", Store::Etcd).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_global_service_answers_over_both_families() {
+    run("dual-stack", "s-dual", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_answers_follows_global_shared_and_affinity() {
+    run("shared-and-affinity", "s-shared", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_known_of_a_peer_stays_while_it_cannot_be_reached() {
+    run("partition", "s-partition", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_restart_under_traffic_and_no_request_fails() {
+    run("restarts", "s-restarts", Store::Memory).await;
+}
