@@ -64,13 +64,12 @@ fn candidates(uid: &str) -> impl Iterator<Item = PathBuf> {
 }
 
 fn collect(directory: &Path, depth: usize, found: &mut Vec<u32>) {
-    let mut text = String::new();
-    let read = fs::File::open(directory.join("cgroup.procs"))
-        .and_then(|file| file.take(PROCS_BYTES).read_to_string(&mut text));
-    // A cgroup may go while it is looked at; a threaded one cannot be read. Others may still answer.
-    if read.is_ok() {
-        found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    }
+    // In a threaded cgroup only threads are listed; any of them leads to the same place. A cgroup may also go while it
+    // is looked at; others may still answer.
+    let text =
+        ["cgroup.procs", "cgroup.threads"].iter().find_map(|file| read_some(&directory.join(file)).ok());
+    let ids = text.iter().flat_map(|text| text.lines());
+    found.extend(ids.filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
     if depth == 0 {
         return;
     }
@@ -79,6 +78,12 @@ fn collect(directory: &Path, depth: usize, found: &mut Vec<u32>) {
             collect(&entry.path(), depth - 1, found);
         }
     }
+}
+
+fn read_some(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(path)?.take(PROCS_BYTES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 #[cfg(test)]

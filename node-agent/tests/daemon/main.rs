@@ -4,6 +4,7 @@
 //! Needs root, and brings its own namespaces and cgroup.
 
 mod place;
+mod pod;
 #[path = "../datapath/sandbox.rs"]
 #[expect(dead_code, reason = "shared with the tests of the datapath, which use all of it")]
 mod sandbox;
@@ -14,6 +15,7 @@ use isthmus_node_agent::status::ClusterState;
 use serde_json::json;
 
 use crate::place::{Agent, Place, Stored};
+use crate::pod::PodProcess;
 
 const LOCAL: &str = "10.1.0.1:8080";
 const REMOTE: &str = "10.2.0.1:8080";
@@ -171,7 +173,7 @@ fn a_peer_that_has_left_the_mesh_is_forgotten_once_its_entries_are_deleted() {
         let store = place.store();
         store.remove("cilium/cluster-config/beta");
         agent
-            .until("the description is gone", |status| status.applied.get("cilium/cluster-config/").is_some())
+            .until("the description is gone", |status| status.applied.contains_key("cilium/cluster-config/"))
             .await;
         place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
         store.delete_prefix("cilium/cache/");
@@ -194,6 +196,40 @@ fn foreign_hands_in_the_maps_are_put_right() {
         place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
         place.vandalise();
         place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_pod_of_the_node_gets_its_programs_when_it_comes_up_and_loses_them_when_it_goes() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        let uid = "0a1b2c3d-0000-4000-8000-000000000001";
+        place.pods().put("client", uid);
+        agent
+            .until("the pod waits for its sandbox", |status| {
+                status
+                    .datapath
+                    .waiting_pods
+                    .get("default/client")
+                    .is_some_and(|reason| reason.contains("cgroup"))
+            })
+            .await;
+
+        let pod = PodProcess::start(&place, uid);
+        agent
+            .until("the pod is attached", |status| {
+                status.datapath.attached_pods == 1 && status.datapath.waiting_pods.is_empty()
+            })
+            .await;
+        assert_eq!(place.attached(), [pod.interface()]);
+        place.pods().put_on_host_network("kube-proxy", "0a1b2c3d-0000-4000-8000-000000000002");
+
+        place.pods().delete("client", uid);
+        agent.until("the pod is forgotten", |status| status.datapath.attached_pods == 0).await;
+        assert!(place.attached().is_empty());
+        drop(pod);
         agent.stop().await;
     });
 }

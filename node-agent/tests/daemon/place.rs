@@ -24,6 +24,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::pod::PodsApi;
 use crate::sandbox::{DEADLINE, SIZES, sandbox};
 
 const VIP: &str = "10.96.0.1:80";
@@ -37,6 +38,7 @@ pub(crate) struct Place {
     store: MemoryStore,
     gateway: Option<Gateway>,
     address: SocketAddr,
+    pods: PodsApi,
 }
 
 /// What the maps say, for people.
@@ -61,7 +63,8 @@ impl Place {
                 let store = MemoryStore::new(StoreId::random(), Limits::default());
                 let gateway = serve(folder.path(), &store, "127.0.0.1:0".parse().expect("an address")).await;
                 let address = gateway.local_addr();
-                write_client_files(folder.path(), address);
+                let pods = PodsApi::serve().await;
+                write_client_files(folder.path(), address, pods.address());
                 let place = Place {
                     folder,
                     cgroup: sandbox.cgroup.clone(),
@@ -70,6 +73,7 @@ impl Place {
                     store,
                     gateway: Some(gateway),
                     address,
+                    pods,
                 };
                 test(place).await;
             });
@@ -78,6 +82,19 @@ impl Place {
 
     pub(crate) fn store(&self) -> MemoryStore {
         self.store.clone()
+    }
+
+    pub(crate) fn pods(&self) -> &PodsApi {
+        &self.pods
+    }
+
+    pub(crate) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Interfaces with packet programs.
+    pub(crate) fn attached(&self) -> Vec<u32> {
+        self.maps.attached_pods().expect("the pins can be read")
     }
 
     pub(crate) fn fill(&self, store: &MemoryStore, local: &[&str], remote: &[&str]) {
@@ -436,13 +453,15 @@ fn write_certificates(folder: &Path) {
     }
 }
 
-/// How to reach the gateway; and a Kubernetes API that nobody serves, which an agent must live with.
-fn write_client_files(folder: &Path, gateway: SocketAddr) {
+/// How to reach the gateway and the Kubernetes API.
+fn write_client_files(folder: &Path, gateway: SocketAddr, kubernetes: SocketAddr) {
     let path = folder.display();
     let client = format!(
         "endpoints:\n- https://{gateway}\ntrusted-ca-file: {path}/ca.crt\nkey-file: {path}/client.key\ncert-file: {path}/client.crt\n"
     );
     fs::write(folder.join("gateway.yaml"), client).expect("a file");
-    let kubeconfig = "apiVersion: v1\nkind: Config\ncurrent-context: none\nclusters: [{name: none, cluster: {server: 'http://127.0.0.1:1'}}]\nusers: [{name: none, user: {}}]\ncontexts: [{name: none, context: {cluster: none, user: none}}]\n";
+    let kubeconfig = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: none\nclusters: [{{name: none, cluster: {{server: 'http://{kubernetes}'}}}}]\nusers: [{{name: none, user: {{}}}}]\ncontexts: [{{name: none, context: {{cluster: none, user: none}}}}]\n"
+    );
     fs::write(folder.join("kubeconfig"), kubeconfig).expect("a file");
 }
