@@ -10,24 +10,24 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build release bpf fuzz setup-build setup-test fmt clippy deny bpf-check crds-check unit lab
+.PHONY: help demo test bench build release bpf fuzz setup-build setup-test fmt clippy deny bins bpf-check crds-check unit
 
 export PATH := $(PATH):$(CURDIR)/.tools/bin
 
 STORE ?= memory
 SECONDS_PER_TARGET := $(or $(SECONDS),60)
 export ISTHMUS_BENCH_DIR ?= $(CURDIR)/target/bench
-isthmus := $(or $(CARGO_TARGET_DIR),target)/debug/isthmus
+bin := $(or $(CARGO_TARGET_DIR),target)/debug
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-demo: setup-build
-	cargo build --quiet --locked --workspace --bins
-	$(isthmus) lab run kind-scenarios/global-service --store $(STORE) $(if $(KEEP),--keep)
+demo: setup-build bins
+	$(bin)/isthmus lab run kind-scenarios/global-service --store $(STORE) $(if $(KEEP),--keep)
 
-# The quick checks come first: what is most often wrong is told soonest.
-test: setup-test fmt deny crds-check bpf-check clippy unit
+# The quick checks come first: what is most often wrong is told soonest. Everything is built once, as one workspace: a
+# crate built alone would get other features of its dependencies, and those would be built twice.
+test: setup-test fmt deny clippy bins crds-check bpf-check unit
 	@echo "All checks and tests passed."
 
 fmt:
@@ -37,21 +37,24 @@ fmt:
 deny:
 	cargo deny --locked check --hide-inclusion-graph bans licenses sources
 
-crds-check:
-	cargo xtask crds --check
-
-bpf-check:
-	cargo xtask bpf check
-
 clippy:
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 
-unit:
-	cargo build --quiet --locked --workspace --bins
-	cargo test --locked --workspace
+bins:
+	cargo build --locked --workspace --bins
+
+crds-check: bins
+	$(bin)/xtask crds --check
+
+bpf-check: bins
+	$(bin)/xtask bpf check
+
+# The lab starts the programs that were built just now.
+unit: bins
+	cargo test --quiet --locked --workspace
 
 bench: setup-test
-	cargo build --quiet --locked --release --workspace --bins
+	cargo build --locked --release --workspace --bins
 	cargo bench --quiet --locked -p isthmus-node-agent --bench datapath
 	cargo bench --quiet --locked -p isthmus-kvstore --bench store
 	cargo bench --quiet --locked -p isthmus-lab --bench propagation
