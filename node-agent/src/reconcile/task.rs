@@ -174,7 +174,10 @@ impl<M: Maps> Task<M> {
         let mut sections = BTreeMap::new();
         for arrival in arrivals.drain(..) {
             self.metrics.stage("queue", taken.saturating_duration_since(arrival.received));
-            sections.insert(arrival.section, arrival.revision);
+            // What the agent concludes by itself carries no revision.
+            if arrival.revision > 0 {
+                sections.insert(arrival.section, arrival.revision);
+            }
             let at = Provenance { revision: arrival.revision, arrived: self.now() };
             if let Err(refusal) = self.reconciler.event(arrival.event, at) {
                 self.metrics.rejected("mesh", "refused");

@@ -100,7 +100,7 @@ struct Followed {
 impl Follower {
     /// Takes in a change of a peer's description. Says whether there is still someone to tell.
     async fn cluster_config(&mut self, event: SectionEvent) -> bool {
-        let section: Arc<str> = CLUSTER_CONFIGS.into();
+        let section: Arc<str> = CLUSTER_CONFIGS.trim_end_matches('/').into();
         let (event, revision) = match event {
             SectionEvent::Synced { revision } => {
                 let cluster = self.own.name.as_str().into();
@@ -211,7 +211,7 @@ impl Follower {
                 followed.task.abort();
             }
             let event = MeshEvent::ClusterRemoved { cluster: name.as_str().into() };
-            if !self.send(event, CLUSTER_CONFIGS.into(), 0).await {
+            if !self.send(event, CLUSTER_CONFIGS.trim_end_matches('/').into(), 0).await {
                 return false;
             }
         }
