@@ -56,7 +56,8 @@ unit: bins
 bench: setup-test
 	cargo build --locked --release --workspace --bins
 	cargo bench --quiet --locked -p isthmus-node-agent --bench datapath
-	cargo bench --quiet --locked -p isthmus-kvstore --bench store
+	cargo bench --quiet --locked -p isthmus-wire --bench values
+	cargo bench --quiet --locked -p isthmus-kvstore --bench store --bench sync
 	cargo bench --quiet --locked -p isthmus-lab --bench propagation
 
 build: setup-build

@@ -1,6 +1,6 @@
 //! What the memory store costs: writes beside watchers, paginated lists, fan-out, bytes per key.
 //!
-//! `cargo bench -p isthmus-kvstore --bench store [-- --json]` prints a table, or one JSON object.
+//! `cargo bench -p isthmus-kvstore --bench store` prints a table and, with `ISTHMUS_BENCH_DIR` set, writes `store.json` there.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;
@@ -67,10 +67,12 @@ fn main() {
     let rate = events as f64 / start.elapsed().as_secs_f64();
     row(format!("events delivered to {WATCHERS} watchers of one prefix"), rate, "/s");
 
-    if std::env::args().any(|argument| argument == "--json") {
+    if let Some(dir) = std::env::var_os("ISTHMUS_BENCH_DIR") {
         let fields = rows.iter().map(|row| (row.what.clone(), serde_json::json!(row.figure)));
-        println!("{}", serde_json::Value::Object(fields.collect()));
-        return;
+        let report = serde_json::Value::Object(fields.collect());
+        let dir = std::path::PathBuf::from(dir);
+        std::fs::create_dir_all(&dir).expect("the folder for the report");
+        std::fs::write(dir.join("store.json"), format!("{report:#}\n")).expect("the report");
     }
     for Row { what, figure, unit } in rows {
         println!("{what:<68} {figure:>14.0} {unit}");

@@ -1,7 +1,8 @@
 //! What synchronizing costs with a real etcd: 130,000 leased keys written through the writer, followed by the store,
 //! and read back through the reader.
 //!
-//! `cargo bench -p isthmus-kvstore --bench sync [-- --json]` prints a table, or one JSON object. It needs `etcd`
+//! `cargo bench -p isthmus-kvstore --bench sync` prints a table and, with `ISTHMUS_BENCH_DIR` set, writes `sync.json`
+//! there. It needs `etcd`
 //! (`apt-get install etcd-server`), whose data it keeps in RAM where there is a /dev/shm.
 #![allow(clippy::print_stdout, missing_docs)]
 
@@ -83,10 +84,12 @@ async fn main() {
     }
     rows.push(("130,000 keys written to the memory engine", millis(start), "ms"));
 
-    if std::env::args().any(|argument| argument == "--json") {
+    if let Some(dir) = std::env::var_os("ISTHMUS_BENCH_DIR") {
         let fields = rows.iter().map(|(what, figure, unit)| (format!("{what} ({unit})"), (*figure).into()));
-        println!("{}", serde_json::Value::Object(fields.collect()));
-        return;
+        let report = serde_json::Value::Object(fields.collect());
+        let dir = std::path::PathBuf::from(dir);
+        std::fs::create_dir_all(&dir).expect("the folder for the report");
+        std::fs::write(dir.join("sync.json"), format!("{report:#}\n")).expect("the report");
     }
     for (what, figure, unit) in rows {
         println!("{what:<68} {figure:>14.1} {unit}");

@@ -1,6 +1,6 @@
 //! What reading and writing costs a relay or an agent, per entry of a peer.
 //!
-//! `cargo bench -p isthmus-wire --bench values [-- --json]` prints a table, or one JSON object.
+//! `cargo bench -p isthmus-wire --bench values` prints a table and, with `ISTHMUS_BENCH_DIR` set, writes `values.json` there.
 #![allow(clippy::print_stdout, missing_docs)]
 
 use std::hint::black_box;
@@ -65,10 +65,12 @@ fn main() {
     row("write a service of 10,000 backends", large.encode().len(), time(|| drop(black_box(large.encode()))));
     row("write a slice of 1,000 endpoints", slice.encode().len(), time(|| drop(black_box(slice.encode()))));
 
-    if std::env::args().any(|argument| argument == "--json") {
-        let fields = rows.into_iter().map(|(what, nanoseconds)| (what, serde_json::json!(nanoseconds)));
-        println!("{}", serde_json::Value::Object(fields.collect()));
-        return;
+    if let Some(dir) = std::env::var_os("ISTHMUS_BENCH_DIR") {
+        let fields = rows.iter().cloned().map(|(what, nanoseconds)| (what, serde_json::json!(nanoseconds)));
+        let report = serde_json::Value::Object(fields.collect());
+        let dir = std::path::PathBuf::from(dir);
+        std::fs::create_dir_all(&dir).expect("the folder for the report");
+        std::fs::write(dir.join("values.json"), format!("{report:#}\n")).expect("the report");
     }
     for (what, nanoseconds) in rows {
         println!("{what:<68} {:>14.2} µs", nanoseconds / 1e3);
