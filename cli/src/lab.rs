@@ -213,7 +213,7 @@ async fn tell(args: &RunArgs, scenario: &Scenario, name: LabName) -> Result<(Lab
     };
     story.line(&format!("\n{}\n", scenario.title));
     let clusters: Vec<String> =
-        scenario.clusters.iter().map(|c| format!("{} ({} nodes)", c.name, c.nodes.len())).collect();
+        scenario.clusters.iter().map(|c| format!("{} ({})", c.name, nodes(c.nodes.len()))).collect();
     story.line(&format!("  Raising {} in lab {name}:", clusters.join(" and ")));
     let begun = Instant::now();
     let spec = scenario.lab(name, args.scenario.store.map(Into::into));
@@ -222,6 +222,10 @@ async fn tell(args: &RunArgs, scenario: &Scenario, name: LabName) -> Result<(Lab
     story.raised(raised);
     let report = isthmus_lab::run(&lab, scenario, raised, &mut story).await;
     Ok((lab, report))
+}
+
+fn nodes(count: usize) -> String {
+    if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") }
 }
 
 async fn remove(lab: Lab, say: bool) -> Result<()> {

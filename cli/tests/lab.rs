@@ -1,6 +1,8 @@
 //! `isthmus lab` as a user meets it: kept, killed, interrupted, failing. As root; the workspace's programs must have
 //! been built (`cargo build --workspace --bins`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

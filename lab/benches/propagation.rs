@@ -11,15 +11,15 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::Section;
+use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::reader::{Reader, ReaderConfig, SectionEvent};
 use isthmus_lab::names::{Families, LabName};
 use isthmus_lab::spec::{ClusterSpec, LabSpec, Store};
 use isthmus_lab::{Lab, cleanup};
 use isthmus_node_agent::status::Applied;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
@@ -96,10 +96,10 @@ async fn measure(lab: &Lab, changes: usize, rate: usize) -> Vec<[Option<f64>; 4]
 
     let mut begun = vec![0; changes + 1];
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate as u32);
-    for i in 1..=changes {
+    for (i, begun) in begun.iter_mut().enumerate().skip(1) {
         tick.tick().await;
         let patch = Patch::Merge(json!({"endpoints": slice(i)["endpoints"]}));
-        begun[i] = now();
+        *begun = now();
         slices.patch("bench", &PatchParams::default(), &patch).await.expect("a change");
         note(&seen, i, 0, now());
     }

@@ -36,7 +36,7 @@ pub(crate) struct KubeApi {
 }
 
 enum Running {
-    StandIn(Process),
+    StandIn(Box<Process>),
     /// Ends when dropped.
     Real(Box<RealKubeApi>),
 }
@@ -64,7 +64,7 @@ impl KubeApi {
         let place = Place { ground, cluster, ns, listen, services };
         let running = match isthmus_kube_api::real::assets() {
             Some(assets) => Running::Real(Box::new(place.real(assets, &server, &authority).await?)),
-            None => Running::StandIn(place.stand_in(&server, &authority).await?),
+            None => Running::StandIn(Box::new(place.stand_in(&server, &authority).await?)),
         };
 
         let door = forwarder::forward(ns.clone(), listen, ground.stop.clone()).await?;

@@ -128,6 +128,7 @@ impl Kubelet {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
         let status = json!({"status": {
             "addresses": addresses,
+            "nodeInfo": node_info(),
             "capacity": {"pods": "110"}, "allocatable": {"pods": "110"},
             "conditions": [{
                 "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "the lab runs pods here",
@@ -205,6 +206,17 @@ impl Kubelet {
             }
         }
     }
+}
+
+fn node_info() -> serde_json::Value {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    json!({
+        "kubeletVersion": concat!("v", env!("CARGO_PKG_VERSION"), "-isthmus-lab"), "kubeProxyVersion": "",
+        "containerRuntimeVersion": concat!("lab://", env!("CARGO_PKG_VERSION")),
+        "kernelVersion": read("/proc/sys/kernel/osrelease"), "bootID": read("/proc/sys/kernel/random/boot_id"),
+        "machineID": "", "systemUUID": "", "osImage": "this machine", "operatingSystem": "linux",
+        "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
+    })
 }
 
 /// Hands out the addresses of a node's pod ranges in turn, so that one that was just given back rests longest.

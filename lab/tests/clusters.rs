@@ -1,5 +1,7 @@
 //! Plain clusters: wires, pods, controllers, and that nothing is left of them. As root.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,6 +1,8 @@
 //! The scenarios of the repository, with the real daemons and real eBPF. As root; the workspace's programs must have
 //! been built (`cargo build --workspace --bins`).
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::time::Duration;
 

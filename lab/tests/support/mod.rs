@@ -1,5 +1,5 @@
 //! What the lab's tests share.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use std::time::Duration;
 
