@@ -64,16 +64,17 @@ pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mu
         steps: Vec::new(),
         logs: Vec::new(),
     };
-    let manifests = Step { say: "apply the manifests".into(), verb: Verb::Heal, shows: None };
-    let first = (!scenario.manifests.is_empty()).then_some(&manifests);
-    for (i, step) in first.into_iter().chain(&scenario.steps).enumerate() {
+    // The manifests come first, as a step of their own that no file writes down.
+    let manifests = (!scenario.manifests.is_empty()).then_some(None);
+    for (i, step) in manifests.into_iter().chain(scenario.steps.iter().map(Some)).enumerate() {
         let number = i + 1;
-        audience.begins(number, &step.say);
+        let say = step.map_or("apply the manifests", |step| &step.say);
+        audience.begins(number, say);
         let begun = Instant::now();
-        let mut done = StepReport { number, say: step.say.clone(), ..StepReport::default() };
-        let outcome = match std::ptr::eq(step, &manifests) {
-            true => runner.manifests().await,
-            false => runner.step(step, &mut done).await,
+        let mut done = StepReport { number, say: say.to_owned(), ..StepReport::default() };
+        let outcome = match step {
+            None => runner.manifests().await,
+            Some(step) => runner.step(step, &mut done).await,
         };
         done.took_ms = begun.elapsed().as_secs_f64() * 1e3;
         done.passed = outcome.is_ok();
