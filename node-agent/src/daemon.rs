@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use isthmus_daemon::{Endpoints, HttpError, LoopbackAddr, Readiness};
 use isthmus_kvstore::config::{ClientConfig, ConfigError};
-use isthmus_kvstore::reader::{Reader, ReaderConfig};
+use isthmus_kvstore::reader::{Probe, Reader, ReaderConfig};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,8 @@ use crate::pods::{self, Attach, PodPaths, PodsStatus};
 use crate::reconcile::{Looks, Maps, Policy, Reconciler, Task};
 use crate::sources::mesh::{self as mesh_source, OwnCluster};
 
+/// How long a status waits for the gateway to say how far it is.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Events on their way to the reconciler. When it is busy, sections wait, and the gateway with them.
 const EVENTS: usize = 8192;
 /// Batches that a listener of `/v1/applied` may be behind.
@@ -135,6 +137,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
 
     let reader = Reader::spawn(config.own.name.clone(), ReaderConfig::new(gateway));
     let reader_status = reader.status();
+    let probe = reader.probe();
     let source = tokio::spawn(mesh_source::run(config.own.clone(), reader, events, metrics.clone()));
 
     let (sockets, sockets_attached) = watch::channel(false);
@@ -168,7 +171,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         readiness: watch::Sender::new(Readiness::Waiting("starting".to_owned())),
     });
     let mut endpoints = Endpoints::new(shutdown.clone());
-    serve(&mut endpoints, &config, &reporter, looks, applied, &metrics).await?;
+    serve(&mut endpoints, &config, &reporter, probe, looks, applied, &metrics).await?;
 
     let gauges = tokio::spawn(reporter.run(GAUGES, shutdown.clone()));
     let outcome = tokio::select! {
@@ -255,6 +258,7 @@ async fn serve(
     endpoints: &mut Endpoints,
     config: &Config,
     reporter: &Arc<Reporter>,
+    probe: Probe,
     looks: Looks,
     applied: broadcast::Sender<crate::status::Applied>,
     metrics: &Metrics,
@@ -265,8 +269,13 @@ async fn serve(
     endpoints.metrics(config.metrics, metrics.registry()).await?;
     let reporter = reporter.clone();
     let status = Arc::new(move || {
-        let reporter = reporter.clone();
-        Box::pin(async move { reporter.status().await }) as futures::future::BoxFuture<'static, _>
+        let (reporter, probe) = (reporter.clone(), probe.clone());
+        let status = async move {
+            // Who looks is told the lag of this moment, not that of the last message.
+            probe.status(PATIENCE).await;
+            reporter.status().await
+        };
+        Box::pin(status) as futures::future::BoxFuture<'static, _>
     });
     endpoints.api(&config.api_socket, api::router(Api { status, looks, applied }))?;
     Ok(())

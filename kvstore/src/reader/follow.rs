@@ -124,6 +124,7 @@ impl Follower<'_> {
         let period = self.shared.config.progress_interval;
         let mut ask = interval_at(Instant::now() + period, period);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut probes = self.shared.probes.subscribe();
         loop {
             let answer = tokio::select! {
                 answer = watch.next() => answer?,
@@ -131,6 +132,10 @@ impl Follower<'_> {
                     if self.overflowed && self.has_room() {
                         return Err(SessionError::Refused("there is room now for keys that were left out".into()).into());
                     }
+                    watch.request_progress().await?;
+                    continue;
+                }
+                Ok(()) = probes.changed() => {
                     watch.request_progress().await?;
                     continue;
                 }

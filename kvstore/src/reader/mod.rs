@@ -19,6 +19,7 @@
 mod connection;
 mod follow;
 mod known;
+mod probe;
 mod status;
 
 use std::{
@@ -33,6 +34,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use self::probe::Probe;
 pub use self::status::{ClusterConfigState, Connection, ReaderStatus, SectionPhase, SectionStatus};
 pub use crate::client::RateLimits;
 use crate::client::{RateLimiter, Session};
@@ -141,6 +143,8 @@ struct Shared {
     cluster_config: watch::Sender<Option<Bytes>>,
     /// The connection that sections may use: connected, and the cluster configuration known.
     usable: watch::Sender<Option<Usable>>,
+    /// Counts the times that somebody wanted to know how far the store is.
+    probes: watch::Sender<u64>,
     limiter: Arc<RateLimiter>,
 }
 
@@ -173,6 +177,7 @@ impl Reader {
             status,
             cluster_config,
             usable: watch::Sender::new(None),
+            probes: watch::Sender::new(0),
             limiter,
         });
         let mut tasks = JoinSet::new();
@@ -199,6 +204,11 @@ impl Reader {
     /// lost connection. Where [`ReaderConfig::cluster_config_required`] is false it is never looked for.
     pub fn cluster_config(&self) -> watch::Receiver<Option<Bytes>> {
         self.cluster_config.clone()
+    }
+
+    /// What asks the store how far it is.
+    pub fn probe(&self) -> Probe {
+        Probe(Arc::clone(&self.shared))
     }
 
     /// The present state, and every change of it.

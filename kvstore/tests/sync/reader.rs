@@ -25,6 +25,7 @@ on_both_engines!(
     an_exchanged_store_that_is_still_being_filled_deletes_nothing,
     what_is_too_large_is_left_out_and_the_rest_goes_on,
     a_section_beyond_its_bounds_takes_no_more_keys,
+    a_probe_tells_how_far_a_quiet_section_is_now,
     pages_that_are_too_large_are_asked_for_in_smaller_pieces,
     a_list_of_many_pages_is_complete,
     a_client_certificate_is_read_anew_at_each_connection,
@@ -312,6 +313,24 @@ async fn a_section_beyond_its_bounds_takes_no_more_keys(engine: Engine) {
     side.delete(&key("n2")).await;
     consumer.until("what was left out", |this| this.map.contains_key(&key("n3"))).await;
     assert_eq!(reader.status().borrow().failures, 0);
+}
+
+async fn a_probe_tells_how_far_a_quiet_section_is_now(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1")]).await;
+    let mut config = ReaderConfig::new(side.config());
+    config.progress_interval = Duration::from_secs(3600);
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    until_status(&reader, "followed", |status| status.ready()).await;
+    let listed = reader.status().borrow().sections[PREFIX].revision;
+
+    side.put("cilium/elsewhere", "1").await;
+    let status = reader.probe().status(Duration::from_secs(20)).await;
+    let section = &status.sections[PREFIX];
+    assert!(section.revision > listed, "{} is not after {listed}", section.revision);
+    assert_eq!(section.lag(status.store_revision), 0);
 }
 
 async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces(engine: Engine) {
