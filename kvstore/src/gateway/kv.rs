@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::connection::Client;
-use super::limits::Budget;
+use super::limits::{Budget, Reserved};
 use super::proto::etcdserverpb as pb;
 use super::proto::etcdserverpb::kv_server::Kv;
 use super::proto::etcdserverpb::range_request::{SortOrder as WireOrder, SortTarget as WireTarget};
@@ -14,6 +14,9 @@ use super::txn;
 use crate::memory::{
     KeyRange, MemoryStore, RangeRequest, RangeResponse, Revision, RevisionBounds, SortOrder, SortTarget,
 };
+
+/// What all ranges of one transaction may answer together. Each may be the whole store, and there may be 128.
+const TXN_ANSWER_BYTES: usize = 32 << 20;
 
 #[derive(Clone, Debug)]
 pub(super) struct KvService {
@@ -30,8 +33,10 @@ impl Kv for KvService {
         let request = request.into_inner();
         check_range(&request)?;
         permit_range(&client, &request)?;
-        let (response, size) = self.read(request, None)?;
-        self.reply(response, size).await
+        let found = self.find(request, None)?;
+        // Nothing but pointers is held while the answer waits for its room.
+        let room = self.answers.reserve(found.size).await?;
+        Ok(with_room(found.render(self.origin), room))
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
@@ -41,7 +46,7 @@ impl Kv for KvService {
         let now = self.store.revision();
         let mut size = 0;
         let response = self.transact(request, now, &mut size)?;
-        self.reply(response, size).await
+        Ok(with_room(response, self.answers.reserve(size).await?))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
@@ -64,34 +69,15 @@ impl Kv for KvService {
 }
 
 impl KvService {
-    /// Sends an answer once there is room for it; the room is held until the client has it.
-    async fn reply<T>(&self, message: T, size: usize) -> Result<Response<T>, Status> {
-        let room = self.answers.reserve(size).await?;
-        let mut response = Response::new(message);
-        response.extensions_mut().insert(room);
-        Ok(response)
-    }
-
-    /// Answers a range; `now` is the revision to take for the present one.
-    fn read(
-        &self,
-        request: pb::RangeRequest,
-        now: Option<Revision>,
-    ) -> Result<(pb::RangeResponse, usize), Status> {
+    /// Looks a range up; `now` is the revision to take for the present one.
+    fn find(&self, request: pb::RangeRequest, now: Option<Revision>) -> Result<Found, Status> {
         let keys_only = request.keys_only;
         let mut request = range_request(request);
         request.revision = request.revision.or(now);
-        let RangeResponse { revision, kvs, count, more } =
-            self.store.range(&request).map_err(reply::store_error)?;
-        let size = kvs.iter().map(|kv| reply::encoded_size(kv, !keys_only)).sum();
-        let render = if keys_only { reply::key_alone } else { reply::key_value };
-        let response = pb::RangeResponse {
-            header: self.origin.header(now.unwrap_or(revision)),
-            kvs: kvs.iter().map(|kv| render(kv)).collect(),
-            more,
-            count: i64::try_from(count).unwrap_or(i64::MAX),
-        };
-        Ok((response, size))
+        let mut found = self.store.range(&request).map_err(reply::store_error)?;
+        found.revision = now.unwrap_or(found.revision);
+        let size = found.kvs.iter().map(|kv| reply::encoded_size(kv, !keys_only)).sum();
+        Ok(Found { found, keys_only, size })
     }
 
     fn transact(
@@ -115,9 +101,12 @@ impl KvService {
         for operation in operations {
             let outcome = match operation.request {
                 Some(Operation::RequestRange(range)) => {
-                    let (response, bytes) = self.read(range, Some(now))?;
-                    *size += bytes;
-                    Outcome::ResponseRange(response)
+                    let found = self.find(range, Some(now))?;
+                    *size += found.size;
+                    if *size > TXN_ANSWER_BYTES {
+                        return Err(reply::too_large());
+                    }
+                    Outcome::ResponseRange(found.render(self.origin))
                 }
                 Some(Operation::RequestTxn(inner)) => Outcome::ResponseTxn(self.transact(inner, now, size)?),
                 // `txn::check` lets no other operation through.
@@ -127,6 +116,34 @@ impl KvService {
         }
         Ok(pb::TxnResponse { header: self.origin.header(now), succeeded, responses })
     }
+}
+
+/// What a range has found, not yet in the form in which it is sent.
+struct Found {
+    found: RangeResponse,
+    keys_only: bool,
+    /// About how many bytes it takes in the response.
+    size: usize,
+}
+
+impl Found {
+    fn render(self, origin: Origin) -> pb::RangeResponse {
+        let RangeResponse { revision, kvs, count, more } = self.found;
+        let render = if self.keys_only { reply::key_alone } else { reply::key_value };
+        pb::RangeResponse {
+            header: origin.header(revision),
+            kvs: kvs.iter().map(|kv| render(kv)).collect(),
+            more,
+            count: i64::try_from(count).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+/// The room is held until the client has the answer.
+fn with_room<T>(message: T, room: Reserved) -> Response<T> {
+    let mut response = Response::new(message);
+    response.extensions_mut().insert(room);
+    response
 }
 
 pub(super) fn check_range(request: &pb::RangeRequest) -> Result<(), Status> {

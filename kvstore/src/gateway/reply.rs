@@ -77,6 +77,10 @@ pub(super) fn too_many_operations() -> Status {
     Status::invalid_argument("etcdserver: too many operations in txn request")
 }
 
+pub(super) fn too_large() -> Status {
+    Status::invalid_argument("etcdserver: request is too large")
+}
+
 pub(super) fn too_many_requests() -> Status {
     Status::resource_exhausted("etcdserver: too many requests")
 }

@@ -294,8 +294,10 @@ impl WatchStream {
 
     /// Answers a progress request, once no watch of the stream has anything left up to the revision it names.
     fn answer_progress(&mut self) {
-        // What has been reported must be sent first.
-        while let Some(Some(reported)) = self.waiting.next().now_or_never() {
+        // What has been reported must be sent first, and one response at a time: there may be a whole history of it.
+        while self.outbox.is_empty()
+            && let Some(Some(reported)) = self.waiting.next().now_or_never()
+        {
             self.report(reported);
         }
         if !self.outbox.is_empty() {

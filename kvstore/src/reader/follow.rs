@@ -211,11 +211,12 @@ impl Follower<'_> {
         if !self.known.differs(&key, &value) {
             return Ok(());
         }
-        let full = self.known.len() >= bounds.keys || self.known.bytes() + value.len() > bounds.total_bytes;
-        if full && !self.known.contains(&key) {
+        let held = self.known.bytes_of(&key);
+        let bytes = self.known.bytes() - held.unwrap_or_default() + key.len() + value.len();
+        if bytes > bounds.total_bytes || held.is_none() && self.known.len() >= bounds.keys {
             self.overflowed = true;
             self.skipped(1, "beyond what one section may hold");
-            return Ok(());
+            return self.delete(key, mod_revision).await;
         }
         // Room first, then the record and the message together: nothing can come in between.
         let room = self.events.reserve().await.map_err(|_| Stop::ConsumerLeft)?;

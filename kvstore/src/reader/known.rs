@@ -36,6 +36,11 @@ impl Known {
         self.bytes
     }
 
+    /// The bytes of a key and its value, if the consumer knows it.
+    pub(super) fn bytes_of(&self, key: &[u8]) -> Option<usize> {
+        self.entries.get(key).map(|entry| key.len() + entry.value_bytes as usize)
+    }
+
     /// Whether the consumer knows the key.
     pub(super) fn contains(&self, key: &[u8]) -> bool {
         self.entries.contains_key(key)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{GetOptions, WatchOptions};
+use etcd_client::{GetOptions, Txn, TxnOp, WatchOptions};
 use isthmus_kvstore::gateway::{GatewayLimits, GatewayOptions};
 use isthmus_kvstore::memory::{Limits, Mutation};
 use rustls_pki_types::pem::PemObject;
@@ -196,6 +196,46 @@ async fn a_client_that_does_not_take_a_large_answer_is_hung_up_on_and_the_next_g
     assert_eq!(answer.kvs().len(), 8);
     assert!(tokio::time::timeout(DEADLINE, connection).await.is_ok(), "the connection ends");
     drop(untaken);
+}
+
+#[tokio::test]
+async fn a_transaction_that_asks_for_everything_many_times_is_refused() {
+    let served = Served::start().await;
+    let value = "x".repeat(1 << 20);
+    served.store.apply((0..8).map(|key| Mutation::put(format!("a/{key}"), value.clone())).collect());
+    let mut client = served.client("admin-alpha").await.kv_client().max_decoding_message_size(64 << 20);
+    let everything = |times| {
+        let get = || TxnOp::get("a/", Some(GetOptions::new().with_prefix()));
+        Txn::new().and_then((0..times).map(|_| get()).collect::<Vec<_>>())
+    };
+    assert_eq!(client.txn(everything(2)).await.unwrap().op_responses().len(), 2);
+    let error = client.txn(everything(128)).await.unwrap_err().to_string();
+    assert!(error.contains("etcdserver: request is too large"), "{error}");
+    answers(&served).await;
+}
+
+#[tokio::test]
+async fn a_progress_request_does_not_make_the_gateway_gather_all_of_history() {
+    let served = Served::start().await;
+    let value = "x".repeat(100_000);
+    for round in 0..200 {
+        served.store.put(format!("a/{}", round % 10), value.clone());
+    }
+    let from_the_start = || Some(WatchOptions::new().with_prefix().with_start_revision(1));
+    let mut watch = served.client("admin-alpha").await.watch("a/", from_the_start()).await.unwrap();
+    watch.request_progress().await.unwrap();
+    // Every event comes once, and the answer after the last of them.
+    let mut seen = 0;
+    loop {
+        let response =
+            tokio::time::timeout(DEADLINE, watch.message()).await.expect("a response").unwrap().unwrap();
+        seen += response.events().len();
+        if !response.created() && response.events().is_empty() {
+            assert_eq!(response.header().unwrap().revision(), served.store.revision().0);
+            break;
+        }
+    }
+    assert_eq!(seen, 200);
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ on_both_engines!(
     what_is_too_large_is_left_out_and_the_rest_goes_on,
     a_section_beyond_its_bounds_takes_no_more_keys,
     a_probe_tells_how_far_a_quiet_section_is_now,
+    keys_that_grow_beyond_the_bounds_are_left_out_too,
     pages_that_are_too_large_are_asked_for_in_smaller_pieces,
     a_list_of_many_pages_is_complete,
     a_client_certificate_is_read_anew_at_each_connection,
@@ -331,6 +332,27 @@ async fn a_probe_tells_how_far_a_quiet_section_is_now(engine: Engine) {
     let section = &status.sections[PREFIX];
     assert!(section.revision > listed, "{} is not after {listed}", section.revision);
     assert_eq!(section.lag(status.store_revision), 0);
+}
+
+async fn keys_that_grow_beyond_the_bounds_are_left_out_too(engine: Engine) {
+    let side = Side::start(engine).await;
+    export(&side, &[("n1", "1"), ("n2", "1"), ("n3", "1")]).await;
+    let mut config = ReaderConfig::new(side.config());
+    config.bounds.total_bytes = 1_000;
+    config.progress_interval = Duration::from_millis(100);
+    let reader = spawn(config);
+    let mut consumer = Consumer::new(reader.follow(nodes()));
+    consumer.until_synced().await;
+    // Small when they are listed, large ever after.
+    side.put(&key("n1"), &"x".repeat(700)).await;
+    side.put(&key("n2"), &"x".repeat(700)).await;
+    side.put(&key("n3"), "2").await;
+    consumer.until("the rest", |this| this.map[&key("n3")] == "2").await;
+    assert_eq!(consumer.map[&key("n1")].len(), 700);
+    assert_eq!(consumer.deleted, [key("n2")], "what is left out counts as absent");
+
+    side.delete(&key("n1")).await;
+    consumer.until("room for it", |this| this.map.contains_key(&key("n2"))).await;
 }
 
 async fn pages_that_are_too_large_are_asked_for_in_smaller_pieces(engine: Engine) {
