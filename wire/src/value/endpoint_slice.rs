@@ -16,6 +16,10 @@ mod message;
 
 /// Most bytes a frame may expand to. Kubernetes allows 1,000 endpoints in a slice, a few hundred bytes each.
 const MAX_EXPANDED: usize = 4 << 20;
+/// Most endpoints of a slice: what Kubernetes allows.
+const MAX_ENDPOINTS: usize = 1_000;
+/// Most ports of a slice: what Kubernetes allows.
+const MAX_PORTS: usize = 20_000;
 /// Largest zstd window, as a power of two: a frame may demand this much memory before it has produced anything.
 const MAX_WINDOW_LOG: u32 = 23;
 /// zstd level: slices are small and written once per change.
@@ -131,6 +135,7 @@ impl ClusterEndpointSlice {
             return Err(ValueError::TooLarge { size: bytes.len(), limit: MAX_BYTES });
         }
         let expanded = expand(bytes)?;
+        check_counts(&expanded)?;
         let message = message::ClusterEndpointSlice::decode(expanded.as_slice())
             .map_err(|error| ValueError::Protobuf(error.to_string()))?;
         message.try_into()
@@ -153,6 +158,27 @@ fn expand(bytes: &[u8]) -> Result<Vec<u8>, ValueError> {
         return Err(ValueError::Expands { limit: MAX_EXPANDED });
     }
     Ok(expanded)
+}
+
+/// Counts before anything is read into memory, where an endpoint of two bytes takes a hundred times as much.
+fn check_counts(message: &[u8]) -> Result<(), ValueError> {
+    use prost::encoding::{DecodeContext, decode_key, skip_field};
+    let damaged = |error: prost::DecodeError| ValueError::Protobuf(error.to_string());
+    let (mut rest, mut endpoints, mut ports) = (message, 0, 0);
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).map_err(damaged)?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).map_err(damaged)?;
+        let (field, count, limit) = match tag {
+            message::ENDPOINTS => ("endpoints", &mut endpoints, MAX_ENDPOINTS),
+            message::PORTS => ("ports", &mut ports, MAX_PORTS),
+            _ => continue,
+        };
+        *count += 1;
+        if *count > limit {
+            return Err(ValueError::field(field, format_args!("there are more than {limit}")));
+        }
+    }
+    Ok(())
 }
 
 impl TryFrom<message::ClusterEndpointSlice> for ClusterEndpointSlice {
@@ -335,6 +361,20 @@ mod tests {
         let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 19).expect("compresses");
         assert!(bomb.len() < MAX_BYTES);
         assert_eq!(ClusterEndpointSlice::decode(&bomb), Err(ValueError::Expands { limit: MAX_EXPANDED }));
+    }
+
+    #[test]
+    fn more_endpoints_than_a_slice_can_have_are_refused_before_they_take_memory() {
+        let with = |endpoints: usize, ports: usize| {
+            let mut message = message::ClusterEndpointSlice::from(&slice());
+            message.endpoints = vec![message::Endpoint::default(); endpoints];
+            message.ports = vec![message::EndpointPort::default(); ports];
+            ClusterEndpointSlice::decode(&compressed(&message)).map(drop)
+        };
+        assert_eq!(with(MAX_ENDPOINTS, 1), Ok(()));
+        let error = with(2_000_000, 1).expect_err("refused").to_string();
+        assert!(error.contains("`endpoints`") && error.contains("1000"), "{error}");
+        assert!(with(1, MAX_PORTS + 1).expect_err("refused").to_string().contains("`ports`"));
     }
 
     #[test]

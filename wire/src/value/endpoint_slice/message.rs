@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+/// Number of the field [`ClusterEndpointSlice::endpoints`].
+pub(super) const ENDPOINTS: u32 = 8;
+/// Number of the field [`ClusterEndpointSlice::ports`].
+pub(super) const PORTS: u32 = 9;
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct ClusterEndpointSlice {
     #[prost(string, optional, tag = "1")]
