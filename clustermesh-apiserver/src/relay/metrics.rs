@@ -28,7 +28,7 @@ pub struct Metrics {
     failures: Family<Target, Gauge>,
     last_failure: Family<Target, Gauge<f64, AtomicU64>>,
     ready: Family<Target, Gauge>,
-    revocations: Family<Target, Counter>,
+    revocations: Family<Target, Gauge>,
     rejected: Family<Rejected, Counter>,
 }
 

@@ -208,6 +208,8 @@ impl Peer {
                     "the peer has another cluster id; deleting what was mirrored");
                 return Some(Ended::Exchanged);
             }
+            // One that could not be used may have come in between.
+            self.view.send_if_modified(|view| view.refusal.take().is_some());
             return (admitted.config != config).then_some(Ended::Changed);
         }
         // The first id of this reading, but perhaps another than the one that is mirrored.
@@ -316,7 +318,13 @@ impl Peer {
                 }
                 if !admitted.announced && admitted.sections.values().all(|progress| progress.synced) {
                     admitted.announced = true;
-                    for progress in admitted.sections.values().filter(|progress| !progress.exported) {
+                    for (resource, progress) in
+                        admitted.sections.iter().filter(|(_, progress)| !progress.exported)
+                    {
+                        // What the peer exported before it stopped exporting this resource at all.
+                        for cached in mirror.sweep(*resource) {
+                            progress.section.delete(cached);
+                        }
                         progress.section.finish_initial().await;
                     }
                     tracing::info!(peer = %self.name, "peer synchronized");

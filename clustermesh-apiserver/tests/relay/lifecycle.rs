@@ -187,6 +187,53 @@ async fn a_peer_that_is_itself_a_mirror_is_read_from_its_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_stops_exporting_altogether_goes() {
+    let mesh = Mesh::new();
+    let alpha = Alpha::start(&mesh);
+    let beta = honest(&mesh).await;
+    beta.put(
+        "cilium/cluster-config/beta",
+        r#"{"id":2,"capabilities":{"syncedCanaries":true,"serviceExportsEnabled":true}}"#,
+    );
+    beta.put(
+        "cilium/state/serviceexports/v1/beta/app/echo",
+        r#"{"cluster":"beta","name":"echo","namespace":"app","exportCreationTimestamp":"2026-11-20T12:38:19Z","ports":[],"type":"ClusterSetIP"}"#,
+    );
+    alpha.connect("beta", beta.address);
+    let mirrored = "cilium/cache/serviceexports/v1/beta/app/echo";
+    until("the export is mirrored", || alpha.value(mirrored).ok_or_else(String::new)).await;
+
+    // Its configuration no longer mentions exports, and it need not delete what nobody is to read.
+    beta.introduce(2);
+    until("the export is gone", || match alpha.value(mirrored) {
+        None => Ok(()),
+        Some(_) => Err(format!("{:#?}", alpha.peer("beta"))),
+    })
+    .await;
+    assert!(alpha.value("cilium/cache/services/v1/beta/app/echo").is_some(), "the rest stays");
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_makes_no_sense_for_a_while_is_not_held_against_a_peer() {
+    let mesh = Mesh::new();
+    let alpha = Alpha::start(&mesh);
+    let beta = honest(&mesh).await;
+    alpha.connect("beta", beta.address);
+    alpha.ready("beta").await;
+    beta.introduce(0);
+    until("it is told", || match alpha.peer("beta").expect("configured") {
+        peer if peer.state == PeerState::Refused => Ok(()),
+        peer => Err(format!("{peer:#?}")),
+    })
+    .await;
+    assert!(alpha.value("cilium/cache/services/v1/beta/app/echo").is_some(), "what is mirrored stays");
+    beta.introduce(2);
+    alpha.ready("beta").await;
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_relay_clears_what_went_away_while_it_was_down() {
     let mesh = Mesh::new();
     let alpha = Alpha::start(&mesh);
