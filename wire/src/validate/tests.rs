@@ -124,6 +124,22 @@ fn addresses_that_no_pod_has_are_refused_wherever_they_stand() {
 }
 
 #[test]
+fn a_node_may_have_a_link_local_address_on_ciliums_device() {
+    let node = |kind: &str, address: &str| {
+        let node = format!(
+            r#"{{"Name":"n1","Cluster":"beta","ClusterID":2,"IPAddresses":[{{"Type":"InternalIP","IP":"10.0.0.1"}},{{"Type":"{kind}","IP":"{address}"}}]}}"#
+        );
+        let read = Node::decode(node.as_bytes()).expect(&node);
+        (verdict("cilium/state/nodes/v1/beta/n1", &node), read.addresses[1].ip())
+    };
+    for address in ["169.254.23.0", "fe80::1"] {
+        assert_eq!(node("CiliumInternalIP", address), (Ok(()), None), "known to its node alone");
+        assert_eq!(node("ExternalIP", address).0, Err("special_address"));
+    }
+    assert_eq!(node("CiliumInternalIP", "127.0.0.1").0, Err("special_address"));
+}
+
+#[test]
 fn nobody_owns_half_of_the_internet() {
     let entry = |prefix: &str, ip: &str, mask: &str| {
         let key = format!("cilium/state/ip/v1/default/{prefix}");

@@ -127,9 +127,15 @@ impl NodeAddress {
         Self { kind, address: ip.to_canonical().to_string() }
     }
 
-    /// The IP address; none for the kinds that are names.
+    /// The IP address; none for the kinds that are names, and for a link-local one of Cilium's own device (its option
+    /// `local-router-ipv4`): all nodes may have the same, and it means nothing outside of them.
     pub fn ip(&self) -> Option<IpAddr> {
-        self.address.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+        let ip = self.address.parse::<IpAddr>().ok()?.to_canonical();
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        (self.kind != AddressKind::CiliumInternalIp || !link_local).then_some(ip)
     }
 }
 
