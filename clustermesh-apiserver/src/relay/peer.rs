@@ -33,6 +33,8 @@ use crate::status::{Counts, PeerState, PeerStatus};
 
 /// How often a peer whose id another one has is looked at again.
 const READMIT: Duration = Duration::from_secs(5);
+/// The least time between the beginnings of two readings: a peer that changes its mind all the time keeps nobody busy.
+const REREAD: Duration = Duration::from_secs(1);
 /// How often a quiet peer is asked how far it is: what status shows as data age and lag is no older. There are few
 /// peers, so this costs little; agents, of which there are many, ask less often.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -106,10 +108,16 @@ impl Peer {
                 self.drain(&mut mirror).await;
                 return;
             };
+            let begun = Instant::now();
             match self.follow(&file, &mut mirror).await {
-                Ended::Changed | Ended::Removed => {}
+                Ended::Changed => {}
+                Ended::Removed => continue,
                 Ended::Exchanged => self.delete_all(&mut mirror).await,
                 Ended::Shutdown => return,
+            }
+            tokio::select! {
+                () = sleep_until(begun + REREAD) => {}
+                () = self.shutdown.cancelled() => return,
             }
         }
     }

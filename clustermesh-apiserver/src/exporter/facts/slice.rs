@@ -101,13 +101,13 @@ fn backends(endpoint: Endpoint, findings: &mut Vec<Finding>) -> Vec<Backend> {
         .collect()
 }
 
-/// Whether and how an endpoint takes traffic. A condition that is not given counts as ready.
+/// Whether and how an endpoint takes traffic. What is not said counts as ready, and as serving if ready.
 fn state(conditions: Option<&EndpointConditions>) -> Option<BackendState> {
     let Some(conditions) = conditions else { return Some(BackendState::Active) };
     let terminating = conditions.terminating.unwrap_or(false);
     if conditions.ready.unwrap_or(!terminating) {
         Some(BackendState::Active)
-    } else if conditions.serving.unwrap_or(false) {
+    } else if conditions.serving.or(conditions.ready).unwrap_or(true) {
         Some(BackendState::Terminating)
     } else {
         None
@@ -138,6 +138,7 @@ mod tests {
                 {"addresses": ["10.0.0.3"], "conditions": {"ready": false}},
                 {"addresses": ["10.0.0.4"], "conditions": {"ready": false, "serving": true, "terminating": true}},
                 {"addresses": ["10.0.0.5"], "conditions": {"ready": false, "serving": false, "terminating": true}},
+                {"addresses": ["10.0.0.6"], "conditions": {"terminating": true}},
             ],
         }));
         let states: Vec<_> =
@@ -148,6 +149,7 @@ mod tests {
                 ("10.0.0.1".to_owned(), BackendState::Active),
                 ("10.0.0.2".to_owned(), BackendState::Active),
                 ("10.0.0.4".to_owned(), BackendState::Terminating),
+                ("10.0.0.6".to_owned(), BackendState::Terminating),
             ]
         );
     }
