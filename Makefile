@@ -51,7 +51,7 @@ bpf-check: bins
 
 # The lab starts the programs that were built just now.
 unit: bins
-	cargo test --quiet --locked --workspace
+	cargo test --quiet --locked --workspace --no-fail-fast
 
 bench: setup-test
 	cargo build --locked --release --workspace --bins

@@ -113,13 +113,15 @@ fn a_pod_reaches_services(features: Features) {
             client.namespace.run(|| {
                 let seen: BTreeSet<_> = (0..40).map(|_| ask_tcp(service).expect("connect")).collect();
                 assert_eq!(seen, all);
-                let seen: BTreeSet<_> = (0..40)
-                    .map(|_| {
-                        let socket = udp_socket(any(service));
-                        let (backend, from) = ask_udp(&socket, service);
+                // All are kept: a port that is given to a second socket would go on with the first one's flow.
+                let sockets: Vec<_> = (0..40).map(|_| udp_socket(any(service))).collect();
+                let seen: BTreeSet<_> = sockets
+                    .iter()
+                    .map(|socket| {
+                        let (backend, from) = ask_udp(socket, service);
                         assert_eq!(from, socket_addr(service));
                         for _ in 0..3 {
-                            assert_eq!(ask_udp(&socket, service), (backend, from));
+                            assert_eq!(ask_udp(socket, service), (backend, from));
                         }
                         backend
                     })
