@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use isthmus_node_agent::kubernetes;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -115,8 +116,7 @@ where
     let all: Api<K> = Api::all(client.clone());
     let changed = Arc::clone(changed);
     let fill = async move {
-        let mut events =
-            std::pin::pin!(watcher(all, watcher::Config::default()).default_backoff().reflect(writer));
+        let mut events = std::pin::pin!(kubernetes::watch(all, watcher::Config::default()).reflect(writer));
         while let Some(event) = events.next().await {
             match event {
                 Ok(_) => changed.notify_one(),

@@ -17,9 +17,10 @@ use std::time::Duration;
 use chrono::{SecondsFormat, Utc};
 use futures::TryStreamExt;
 use ipnet::IpNet;
+use isthmus_node_agent::kubernetes;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -157,7 +158,7 @@ impl Kubelet {
         let mut listed: Vec<String> = Vec::new();
         let ranges = Arc::new(Ipam::new(&self.pod_ranges));
         // The watcher backs off and resumes by itself; an error is worth a line and no more.
-        let mut events = std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(watcher(pods, mine)));
+        let mut events = std::pin::pin!(kubernetes::watch(pods, mine));
         loop {
             let event = match events.try_next().await {
                 Ok(Some(event)) => event,

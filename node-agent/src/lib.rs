@@ -10,6 +10,7 @@ pub mod api;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod kubernetes;
 pub mod mesh;
 pub mod metrics;
 pub mod plan;

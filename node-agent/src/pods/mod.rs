@@ -15,13 +15,14 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::veth::VethError;
 use crate::datapath::{Datapath, DatapathError};
+use crate::kubernetes;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -94,7 +95,7 @@ pub async fn run(
 ) {
     let mut node_pods = NodePods::new(paths, attach);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
-    let mut events = std::pin::pin!(watcher(pods, config).default_backoff());
+    let mut events = std::pin::pin!(kubernetes::watch(pods, config));
     let mut listing: Option<BTreeSet<String>> = None;
     loop {
         let retry = node_pods.next_retry();
