@@ -100,13 +100,12 @@ async fn usage(lab: &Lab) -> String {
         text +=
             &format!("  kubectl --kubeconfig {} get services,pods,endpointslices\n", kubeconfig.display());
     }
-    let first = lab.clusters()[0].name();
+    let (isthmus, name, first) = (own_command(), lab.name(), lab.clusters()[0].name());
     text += &format!(
-        "\n  isthmus status --lab {name}\n  isthmus lab logs --lab {name} {first}/clustermesh-apiserver\n",
-        name = lab.name()
+        "\n  {isthmus} status --lab {name}\n  {isthmus} lab logs --lab {name} {first}/clustermesh-apiserver\n"
     );
     if let Some((pod, address)) = lab.example().await {
-        text += &format!("  isthmus lab exec --lab {} {pod} -- curl -s http://{address}/\n", lab.name());
+        text += &format!("  {isthmus} lab exec --lab {name} {pod} -- curl -s http://{address}/\n");
     }
     let pki = lab.state().path().join("pki");
     text += &format!(
@@ -114,6 +113,18 @@ async fn usage(lab: &Lab) -> String {
         lab.clusters()[0].net().control_plane.path().display(),
         pki = pki.display(),
     );
-    text += &format!("\n  isthmus lab down {}\n", lab.name());
+    text += &format!("\n  {isthmus} lab down {name}\n");
     text
+}
+
+/// How to call this program again: by its name if the shell finds it so, else by its path.
+fn own_command() -> String {
+    const NAME: &str = "isthmus";
+    let Ok(program) = std::env::current_exe() else { return NAME.to_owned() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(NAME)).find(|candidate| candidate.is_file());
+    match found.and_then(|found| found.canonicalize().ok()) {
+        Some(found) if found == program => NAME.to_owned(),
+        _ => program.display().to_string(),
+    }
 }

@@ -232,7 +232,7 @@ async fn remove(lab: Lab, say: bool) -> Result<()> {
     let name = lab.name().clone();
     lab.down().await?;
     if say {
-        println!("Lab {name} is removed: no namespace, process, mount, cgroup or pin is left.");
+        say!("Lab {name} is removed: no namespace, process, mount, cgroup or pin is left.");
     }
     Ok(())
 }
@@ -241,7 +241,7 @@ fn print_report(args: &RunArgs, report: &Report) {
     if args.report.is_some()
         && let Ok(text) = serde_json::to_string_pretty(report)
     {
-        println!("{text}");
+        say!("{text}");
     }
 }
 
@@ -271,13 +271,13 @@ async fn down(args: DownArgs) -> Result<ExitCode> {
         },
     };
     if names.is_empty() {
-        println!("No lab is there.");
+        say!("No lab is there.");
     }
     for name in names {
         let found = cleanup::down(&name).await?;
         match found.none() {
-            true => println!("There is no lab {name}, and nothing is left of one."),
-            false => println!(
+            true => say!("There is no lab {name}, and nothing is left of one."),
+            false => say!(
                 "Lab {name} is removed: {} processes, {} namespaces, {} cgroups, {} mounts.",
                 found.processes.len(),
                 found.namespaces.len(),
@@ -292,7 +292,7 @@ async fn down(args: DownArgs) -> Result<ExitCode> {
 fn list() -> ExitCode {
     let names = cleanup::leftovers();
     if names.is_empty() {
-        println!("No lab is there. `isthmus lab run kind-scenarios/global-service --keep` makes one.");
+        say!("No lab is there. `isthmus lab run kind-scenarios/global-service --keep` makes one.");
     }
     for name in names {
         let line = match StateDir::of(&name).read() {
@@ -307,7 +307,7 @@ fn list() -> ExitCode {
             }
             Err(_) => format!("{name}: remains; `isthmus lab down {name}` removes them"),
         };
-        println!("{line}");
+        say!("{line}");
     }
     ExitCode::SUCCESS
 }
@@ -342,7 +342,7 @@ fn logs(args: LogsArgs) -> Result<ExitCode> {
                 .collect();
             names.sort();
             for name in names {
-                println!("{}", name.replace('.', "/"));
+                say!("{}", name.replace('.', "/"));
             }
         }
         Some(process) => {

@@ -1,7 +1,14 @@
 //! `isthmus`: whole clusters on one machine, and how a mesh is doing.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+/// As `println!`, but that nobody reads (`| head`) is no error.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
 
 mod keep;
 mod lab;
@@ -49,7 +56,8 @@ async fn main() -> ExitCode {
         Command::Status(args) => status::run(args).await,
     };
     result.unwrap_or_else(|e| {
-        eprintln!("isthmus: {e}");
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), "isthmus: {e}");
         ExitCode::FAILURE
     })
 }

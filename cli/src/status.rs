@@ -63,7 +63,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
     match args.output {
         Output::Json => {
             let text = serde_json::to_string_pretty(&mesh).map_err(|e| LabError::invalid(e.to_string()))?;
-            println!("{text}");
+            say!("{text}");
         }
         Output::Table => print(&mesh),
     }
@@ -174,9 +174,9 @@ fn print(mesh: &MeshStatus) {
                 ]);
             }
         }
-        println!("{clusters}\n");
+        say!("{clusters}\n");
         if !peers.is_empty() {
-            println!("{peers}\n");
+            say!("{peers}\n");
         }
     }
     if !mesh.agents.is_empty() {
@@ -212,13 +212,13 @@ fn print(mesh: &MeshStatus) {
                 ]);
             }
         }
-        println!("{nodes}\n");
+        say!("{nodes}\n");
     }
     match mesh.problems.as_slice() {
-        [] => println!("All is well."),
+        [] => say!("All is well."),
         problems => {
-            println!("Not well:");
-            problems.iter().for_each(|p| println!("  - {p}"));
+            say!("Not well:");
+            problems.iter().for_each(|p| say!("  - {p}"));
         }
     }
 }

@@ -67,7 +67,8 @@ fn a_kept_lab_that_is_killed_is_cleared_away_by_down() {
     let path = scenario(dir.path(), PLAIN);
     let up = output(&["lab", "up", path.to_str().unwrap(), "--name", "c-kept"]);
     assert!(up.status.success(), "{}", text(&up));
-    assert!(text(&up).contains("isthmus lab down c-kept"), "{}", text(&up));
+    let down = format!("  {} lab down c-kept\n", env!("CARGO_BIN_EXE_isthmus"));
+    assert!(text(&up).contains(&down), "it is not on the path: {}", text(&up));
 
     let status = output(&["status", "--lab", "c-kept"]);
     assert!(status.status.success(), "{}", text(&status));
@@ -147,4 +148,19 @@ fn what_is_not_there_is_said_so_with_what_is() {
     );
     let none = output(&["lab", "down", "c-nobody"]);
     assert!(none.status.success() && text(&none).contains("nothing is left"), "{}", text(&none));
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_reason_to_panic() {
+    for (args, code) in [
+        (vec!["lab", "list"], 0),
+        (vec!["status", "--agent-socket", "/nonexistent"], 1),
+        (vec!["status", "--agent-socket", "/nonexistent", "-o", "json"], 1),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = isthmus(&args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), text(&output).as_str()), (Some(code), ""), "{args:?}");
+    }
 }
