@@ -262,6 +262,7 @@ impl NodePods {
     fn settle(&mut self, uid: &str, looked: Result<Option<Vec<u32>>, String>) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let now = Instant::now();
+        let mut former = Vec::new();
         match looked {
             Ok(found) => {
                 if let Some(found) = found {
@@ -269,7 +270,7 @@ impl NodePods {
                         self.inherited.remove(interface);
                     }
                     tracing::info!(pod = %pod.name, interfaces = ?found, "attached");
-                    pod.interfaces = found;
+                    former = std::mem::replace(&mut pod.interfaces, found);
                 }
                 pod.waiting = None;
                 pod.backoff = FIRST_RETRY;
@@ -281,6 +282,10 @@ impl NodePods {
                 pod.due = now + pod.backoff;
                 pod.backoff = (pod.backoff * 2).min(LONGEST_RETRY);
             }
+        }
+        // Those of an exchanged sandbox; what the pod still has is left alone.
+        for interface in former {
+            self.detach(interface);
         }
     }
 

@@ -62,7 +62,8 @@ pub(super) async fn host_sides(proc_root: &Path, pid: u32) -> Result<Vec<u32>, V
 
 /// Whether there still is such an interface in this process' namespace.
 pub(super) fn exists(index: u32) -> bool {
-    nix::net::if_::if_indextoname(index).is_ok()
+    // nix 0.31 takes the null pointer of an index that is gone for an empty name.
+    nix::net::if_::if_indextoname(index).is_ok_and(|name| !name.is_empty())
 }
 
 fn namespace(proc_root: &Path, pid: u32) -> PathBuf {
@@ -102,4 +103,16 @@ fn veth(link: &LinkMessage) -> Option<Veth> {
         _ => None,
     });
     is_veth.then_some(Veth { index: link.header.index, peer: peer? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_gone_is_not_taken_for_one_that_is_there() {
+        let loopback = nix::net::if_::if_nametoindex("lo").expect("every namespace has it");
+        assert!(exists(loopback));
+        assert!(!exists(i32::MAX as u32));
+    }
 }

@@ -225,6 +225,12 @@ fn a_pod_of_the_node_gets_its_programs_when_it_comes_up_and_loses_them_when_it_g
         assert_eq!(place.attached(), [pod.interface()]);
         place.pods().put_on_host_network("kube-proxy", "0a1b2c3d-0000-4000-8000-000000000002");
 
+        let former = pod.interface();
+        drop(pod);
+        let pod = PodProcess::start(&place, uid);
+        assert_ne!(pod.interface(), former);
+        agent.until("the pod's new sandbox is attached", |_| place.attached() == [pod.interface()]).await;
+
         place.pods().delete("client", uid);
         agent.until("the pod is forgotten", |status| status.datapath.attached_pods == 0).await;
         assert!(place.attached().is_empty());

@@ -138,6 +138,8 @@ impl Drop for PodProcess {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // The kernel takes its time to remove what was in a namespace.
+        ip("link delete host0");
         for directory in self.directories.iter().rev() {
             let _ = fs::remove_dir(directory);
         }
