@@ -13,7 +13,7 @@ use crate::conntrack::{after_forward, from_reply, idle, is_closed, is_expired, i
 use crate::count::{count, count_flow};
 use crate::fragment;
 use crate::maps::{CT, CT_REPLY, SERVICES};
-use crate::packet::{self, Family, Fragment, Packet, Ports};
+use crate::packet::{self, ACK, Family, Fragment, Packet, Ports, SYN};
 use crate::refuse::refuse;
 use crate::rewrite::{End, HalfWritten, rewrite, swap_macs};
 use crate::service::{self, Choice};
@@ -62,7 +62,31 @@ fn translate_ip<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Result<
         None if packet.destination == *loopback::<V4>() => hairpin_reply(ctx, packet, ports),
         None => {
             fragment::forget(packet);
+            forget_former(packet, ports);
             Ok(Verdict::Pass)
+        }
+    }
+}
+
+/// Forgets how answers were turned back to a service, when the pod now dials that backend itself from the same port: or
+/// the answers to this connection would be. A flow that lives stays, for it was there first.
+#[inline(always)]
+fn forget_former<const V4: bool>(packet: &Packet<V4>, ports: Ports) {
+    if ports.tcp_flags & (SYN | ACK) != SYN {
+        return;
+    }
+    let key = ReplyKey {
+        backend: packet.destination,
+        client: packet.source,
+        backend_port_be: ports.destination_be,
+        client_port_be: ports.source_be,
+        protocol: packet.protocol as u32,
+    };
+    // SAFETY: an entry is reused only after it was the least recently used of a full map.
+    if let Some(former) = unsafe { CT_REPLY.get(&key) } {
+        if !lives(&key, former, now()) {
+            // Another CPU may have been faster.
+            let _ = CT_REPLY.remove(&key);
         }
     }
 }
@@ -178,14 +202,17 @@ fn new_flow<'a, const V4: bool>(
 fn clashes(key: &ReplyKey, reply: &ReplyEntry, now: u32) -> bool {
     // SAFETY: an entry is reused only after it was the least recently used of a full map.
     let Some(other) = (unsafe { CT_REPLY.get(key) }) else { return false };
-    if other.service == reply.service {
-        return false;
-    }
-    let idle = idle(now, other.last_seen);
-    let other_key =
-        CtKey { client: key.client, service: other.service, client_port_be: key.client_port_be, pad: 0 };
-    // SAFETY: as above.
-    let flags = match unsafe { CT.get(&other_key) } {
+    other.service != reply.service && lives(key, other, now)
+}
+
+/// Whether the flow whose answers are known as `key` is not over.
+#[inline(always)]
+fn lives(key: &ReplyKey, reply: &ReplyEntry, now: u32) -> bool {
+    let idle = idle(now, reply.last_seen);
+    let flow =
+        CtKey { client: key.client, service: reply.service, client_port_be: key.client_port_be, pad: 0 };
+    // SAFETY: an entry is reused only after it was the least recently used of a full map.
+    let flags = match unsafe { CT.get(&flow) } {
         Some(entry) => entry.flags,
         None => return false,
     };

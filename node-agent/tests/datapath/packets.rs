@@ -482,6 +482,30 @@ fn two_services_with_one_backend_do_not_mix_up_the_answers_of_one_client_port() 
 }
 
 #[test]
+fn a_port_that_has_dialled_a_service_can_dial_its_backend_once_that_is_over() {
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath();
+        let mut service = Model::new(1, V4.service, Protocol::Tcp);
+        service.grow(&datapath, &[V4.backend]);
+        let answer = |flags| {
+            let run = to_pod(&datapath, &Frame::tcp(V4.backend, V4.client, flags).bytes());
+            Frame::read(&run.packet).source
+        };
+        let direct = Frame::tcp(V4.client, V4.backend, SYN).bytes();
+        from_pod(&datapath, &Frame::tcp(V4.client, V4.service, SYN).bytes());
+        from_pod(&datapath, &Frame::tcp(V4.client, V4.service, ACK).bytes());
+        assert_eq!(from_pod(&datapath, &direct).packet, direct);
+        assert_eq!(answer(ACK), socket_addr(V4.service), "the first connection lives");
+
+        from_pod(&datapath, &Frame::tcp(V4.client, V4.service, FIN | ACK).bytes());
+        assert_eq!(answer(FIN | ACK), socket_addr(V4.service));
+        from_pod(&datapath, &Frame::tcp(V4.client, V4.service, ACK).bytes());
+        assert_eq!(from_pod(&datapath, &direct).packet, direct);
+        assert_eq!(answer(SYN | ACK), socket_addr(V4.backend));
+    });
+}
+
+#[test]
 fn flows_are_counted_by_the_cluster_of_their_backend() {
     sandbox(|sandbox| {
         let datapath = sandbox.datapath();
