@@ -31,8 +31,9 @@ pub struct Dump {
     pub ipcache: Vec<(IpcacheKey, IpcacheEntry)>,
 }
 
-/// Of which clusters (0 is the own one) entries stay although nothing is known that asks for them: those of which not
-/// everything has been read yet since the agent started.
+/// Of which clusters (0 is the own one) entries stay as they are although nothing is known that asks for them: those of
+/// which not everything has been read yet since the agent started. Half of it may tell something else: a pod's address
+/// without the node that it runs on looks like one of another node.
 pub struct Retention<'a> {
     /// For frontends (the own cluster's) and backends.
     pub services: &'a dyn Fn(u16) -> bool,
@@ -146,15 +147,13 @@ impl Planner {
         let mut ops = std::mem::take(&mut self.orphans);
         for (key, wanted) in &delta.ipcache {
             let there = self.ipcache.get(key);
-            match wanted {
-                Some(entry) if there != Some(entry) => {
-                    ops.push(MapOp::PutIpcache { key: *key, entry: *entry })
-                }
-                None if there.is_some_and(|there| !(retention.ipcache)(there.cluster)) => {
-                    ops.push(MapOp::DeleteIpcache { key: *key });
-                }
-                _ => {}
+            if there == wanted.as_ref() || there.is_some_and(|there| (retention.ipcache)(there.cluster)) {
+                continue;
             }
+            ops.push(match wanted {
+                Some(entry) => MapOp::PutIpcache { key: *key, entry: *entry },
+                None => MapOp::DeleteIpcache { key: *key },
+            });
         }
         for (key, wanted) in &delta.frontends {
             self.plan_frontend(*key, wanted.as_ref(), retention, &mut ops);

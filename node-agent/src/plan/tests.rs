@@ -193,6 +193,23 @@ fn a_fallback_waits_while_the_preferred_side_may_only_not_have_been_read() {
 }
 
 #[test]
+fn an_address_stays_as_it_is_until_its_cluster_has_been_read() {
+    let key = IpcacheKey::host(backend(1).ip());
+    let entry = |identity, cluster| IpcacheEntry { identity, cluster, ..IpcacheEntry::default() };
+    let dump = Dump { ipcache: vec![(key, entry(70_000, 2))], ..Dump::default() };
+    let mut planner = Planner::adopt(&dump, 8);
+    let wanted = |entry| Delta { ipcache: BTreeMap::from([(key, entry)]), ..Delta::default() };
+    let unread = Retention { services: &|_| false, ipcache: &|cluster| cluster == 2 };
+    for wanted in [Some(entry(70_001, 2)), Some(entry(70_000, 1)), None].map(wanted) {
+        assert_eq!(planner.plan(&wanted, &unread), []);
+        assert_eq!(planner.plan(&wanted, &Retention::NONE).len(), 1);
+    }
+    let new = IpcacheKey::host(backend(2).ip());
+    let wanted = Delta { ipcache: BTreeMap::from([(new, Some(entry(70_002, 2)))]), ..Delta::default() };
+    assert_eq!(planner.plan(&wanted, &unread).len(), 1, "what is new is in nobody's way");
+}
+
+#[test]
 fn an_ipcache_entry_is_written_once_and_deleted_once() {
     let mut maps = Maps::new(8);
     let key = IpcacheKey::host(backend(1).ip());
