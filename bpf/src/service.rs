@@ -49,11 +49,12 @@ pub fn choose<'a>(service: &Service, client: &Addr) -> Option<Choice<'a>> {
     Some(choice)
 }
 
-/// Looks at slots before a service is taken for unusable.
-const TRIES: u32 = 4;
+/// Looks at random slots before the first one is taken.
+const TRIES: u32 = 3;
 
 /// Any backend. `count` was read once: a slot below it may be gone by now, when the service has just shrunk. Then one
-/// below that slot is tried, and at last the first one, which is the last to go.
+/// below that slot is tried, and at last the first one, which is the last to go. That one is looked at again even if it
+/// was tried: another backend may just have been moved there.
 #[inline(always)]
 pub fn random<'a>(service: u32, count: u32) -> Option<Choice<'a>> {
     let mut bound = count;
@@ -61,15 +62,14 @@ pub fn random<'a>(service: u32, count: u32) -> Option<Choice<'a>> {
     while tries < TRIES && bound != 0 {
         // SAFETY: takes nothing and returns a number.
         let random = unsafe { bpf_get_prandom_u32() };
-        // The last try is for the slot that is the last to go.
-        let slot = if tries == TRIES - 1 { 0 } else { ((random as u64 * bound as u64) >> 32) as u32 };
+        let slot = ((random as u64 * bound as u64) >> 32) as u32;
         if let Some(choice) = in_slot(service, slot) {
             return Some(choice);
         }
         bound = slot;
         tries += 1;
     }
-    None
+    if count == 0 { None } else { in_slot(service, 0) }
 }
 
 #[inline(always)]
