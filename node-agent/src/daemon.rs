@@ -100,6 +100,11 @@ pub enum DaemonError {
         "the task that changes the maps ended unexpectedly; the log says why. What is in the kernel serves on"
     )]
     ReconcilerEnded,
+    /// The task that reads the gateway is gone.
+    #[error(
+        "the task that reads the gateway ended unexpectedly; the log says why. What is in the kernel serves on"
+    )]
+    SourceEnded,
 }
 
 /// Runs until `shutdown`. Everything in the kernel stays as it is then.
@@ -138,7 +143,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let reader = Reader::spawn(config.own.name.clone(), ReaderConfig::new(gateway));
     let reader_status = reader.status();
     let probe = reader.probe();
-    let source = tokio::spawn(mesh_source::run(config.own.clone(), reader, events, metrics.clone()));
+    let mut source = tokio::spawn(mesh_source::run(config.own.clone(), reader, events, metrics.clone()));
 
     let (sockets, sockets_attached) = watch::channel(false);
     let (pods_sender, pods_status) = watch::channel(PodsStatus::default());
@@ -177,6 +182,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         _ = ended => if shutdown.is_cancelled() { Ok(()) } else { Err(DaemonError::ReconcilerEnded) },
+        _ = &mut source => if shutdown.is_cancelled() { Ok(()) } else { Err(DaemonError::SourceEnded) },
     };
     shutdown.cancel();
     source.abort();

@@ -67,7 +67,13 @@ pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>,
             changed = status.changed() => {
                 changed.is_ok() && follower.forget_departed(&mut status).await
             }
-            Some(_) = follower.tasks.join_next(), if !follower.tasks.is_empty() => true,
+            Some(ended) = follower.tasks.join_next(), if !follower.tasks.is_empty() => match ended {
+                Err(error) if error.is_panic() => {
+                    tracing::error!(%error, "reading a section failed for a defect of the agent");
+                    false
+                }
+                _ => true,
+            },
         };
         if !goes_on {
             return;
