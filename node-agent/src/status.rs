@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AgentStatus {
     /// Name of the node.
     pub node: String,
@@ -38,6 +39,7 @@ pub struct AgentStatus {
 
 /// The connection to the gateway.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
     /// Whether it answers.
     pub connected: bool,
@@ -59,6 +61,7 @@ pub struct GatewayStatus {
 
 /// What is known of a cluster.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// Its name.
     pub name: String,
@@ -104,6 +107,7 @@ pub enum ClusterState {
 
 /// The kernel's side.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct DatapathStatus {
     /// Every service is balanced, not only the global ones.
     pub kube_proxy_replacement: bool,
@@ -119,6 +123,7 @@ pub struct DatapathStatus {
 
 /// How full a map is.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct MapStatus {
     /// Its name.
     pub name: String,
@@ -130,6 +135,7 @@ pub struct MapStatus {
 
 /// `GET /v1/services`: one of these per frontend.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FrontendStatus {
     /// `namespace/name` of the Service.
     pub service: String,
@@ -143,6 +149,7 @@ pub struct FrontendStatus {
 
 /// A backend of a frontend.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct BackendStatus {
     /// Address and port.
     pub address: String,
@@ -152,6 +159,7 @@ pub struct BackendStatus {
 
 /// `GET /v1/ipcache`: one of these per prefix.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct IpcacheStatus {
     /// Address or prefix.
     pub prefix: String,
@@ -167,6 +175,7 @@ pub struct IpcacheStatus {
 
 /// `GET /v1/applied`: one JSON line for every batch that reached the maps, from the call on.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Applied {
     /// The newest revision that the batch held of each section.
     pub sections: BTreeMap<String, u64>,
