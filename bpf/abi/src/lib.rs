@@ -11,9 +11,12 @@
 mod addr;
 mod conntrack;
 mod counters;
+mod encryption;
+mod endpoint;
 mod ipcache;
 #[cfg(feature = "user")]
 mod pod;
+mod policy;
 mod service;
 
 pub use addr::{Addr, LOOPBACK_V4, LOOPBACK_V6, Protocol};
@@ -22,7 +25,10 @@ pub use conntrack::{
     SocketEntry, SocketKey, SocketKeyKind, ct_flags, reply_flags,
 };
 pub use counters::Counter;
+pub use encryption::{Encryption, encryption_flags};
+pub use endpoint::{Endpoint, LocalPod, LocalPodKey, endpoint_flags};
 pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};
+pub use policy::{Direction, PolicyEntry, PolicyKey, policy_flags};
 pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
 
 /// Version of the layouts in this crate and of what their fields mean.
@@ -41,6 +47,12 @@ pub mod maps {
     pub const BACKENDS: &str = "backends";
     /// [`IpcacheKey`](crate::IpcacheKey) to [`IpcacheEntry`](crate::IpcacheEntry), LPM trie.
     pub const IPCACHE: &str = "ipcache";
+    /// Interface index to [`Endpoint`](crate::Endpoint), hash.
+    pub const ENDPOINTS: &str = "endpoints";
+    /// Address to [`LocalPod`](crate::LocalPod), hash.
+    pub const LOCAL_PODS: &str = "local_pods";
+    /// One [`Encryption`](crate::Encryption), array.
+    pub const ENCRYPTION: &str = "encryption";
     /// [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry), LRU hash.
     pub const CT: &str = "ct";
     /// [`ReplyKey`](crate::ReplyKey) to [`ReplyEntry`](crate::ReplyEntry), LRU hash.

@@ -1,0 +1,21 @@
+/// Bits of [`Encryption::flags`].
+pub mod encryption_flags {
+    /// What goes to an address with an encryption key leaves through the device, or not at all.
+    pub const ON: u32 = 1;
+    /// Nothing goes to or comes from pods of other nodes in the clear, whether they have a key or not.
+    pub const STRICT: u32 = 2;
+}
+
+/// How traffic between nodes is encrypted: the one entry of an array.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Encryption {
+    /// The WireGuard device; 0 while there is none.
+    pub ifindex: u32,
+    /// Largest IP packet that it takes, in bytes.
+    pub mtu: u32,
+    /// [`encryption_flags`].
+    pub flags: u32,
+    /// Mark that makes the kernel route a packet to the device, for packets that must be fragmented or refused.
+    pub mark: u32,
+}
