@@ -1,1 +1,4 @@
 //! WireGuard in user space around boringtun's `noise::Tunn`, and how to configure it or the kernel's.
+
+pub mod config;
+pub mod control;
