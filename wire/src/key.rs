@@ -9,6 +9,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 
 use crate::error::bounded;
+use crate::local::PolicyKey;
 use crate::{ClusterName, InvalidName, IpEntry, Namespace, NumericIdentity, ObjectName};
 
 mod prefix;
@@ -84,6 +85,10 @@ pub enum Key {
         /// The Service's name.
         name: ObjectName,
     },
+    /// `isthmus/policies/v1/<kind>/<namespace or ->/<name>`: a network policy for the cluster's own agents.
+    LocalPolicy(PolicyKey),
+    /// `isthmus/namespaces/v1/<name>`: a namespace for the cluster's own agents.
+    LocalNamespace(Namespace),
 }
 
 /// What identifies a namespaced object of a cluster.
@@ -261,8 +266,10 @@ impl fmt::Display for Key {
             Self::EndpointSlice(key) => object(f, Resource::EndpointSlices, key),
             Self::ServiceExport(key) => object(f, Resource::ServiceExports, key),
             Self::LocalService { namespace, name } => {
-                write!(f, "{}/{namespace}/{name}", crate::local::PREFIX)
+                write!(f, "{}/{namespace}/{name}", crate::local::SERVICES)
             }
+            Self::LocalPolicy(policy) => write!(f, "{}/{policy}", crate::local::POLICIES),
+            Self::LocalNamespace(name) => write!(f, "{}/{name}", crate::local::NAMESPACES),
         }
     }
 }
@@ -273,6 +280,12 @@ fn parse(text: &str) -> Result<Key, KeyProblem> {
         let (namespace, name) =
             rest.split_once('/').ok_or(shape("isthmus/services/v1/<namespace>/<name>"))?;
         return Ok(Key::LocalService { namespace: namespace.parse()?, name: name.parse()? });
+    }
+    if let Some(rest) = text.strip_prefix("isthmus/policies/v1/") {
+        return Ok(Key::LocalPolicy(rest.parse()?));
+    }
+    if let Some(rest) = text.strip_prefix("isthmus/namespaces/v1/") {
+        return Ok(Key::LocalNamespace(rest.parse()?));
     }
     let rest = text.strip_prefix("cilium/").ok_or(KeyProblem::Unknown)?;
     let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
@@ -450,6 +463,8 @@ mod tests {
             ("cilium/synced/beta/cilium/state/ip/v1", Some("cilium/synced/beta/cilium/cache/ip/v1")),
             ("cilium/cluster-config/beta", None),
             ("isthmus/services/v1/a/b", None),
+            ("isthmus/policies/v1/networkpolicy/a/b", None),
+            ("isthmus/namespaces/v1/a", None),
         ] {
             assert_eq!(mirrored(from).as_deref(), to, "{from}");
         }

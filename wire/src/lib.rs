@@ -8,6 +8,7 @@
 //! - [`value`]: what is stored under those keys, each with `decode` and `encode`.
 //! - [`validate`]: what a reader must check before it believes a peer. Pure functions.
 //! - [`annotation`]: the Service and Namespace annotations that make services global.
+//! - [`pod_labels`]: the labels of a pod's identity.
 //! - [`local`]: what only the cluster's own agents read; not part of Cilium's format.
 //!
 //! Every decoder is bounded in the bytes it reads and in the memory it uses, and never panics: a peer chooses
@@ -22,6 +23,7 @@ pub mod key;
 mod labels;
 pub mod local;
 mod name;
+pub mod pod_labels;
 pub mod validate;
 pub mod value;
 

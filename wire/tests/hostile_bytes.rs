@@ -4,7 +4,7 @@
 #[allow(dead_code)]
 mod support;
 
-use isthmus_wire::local::LocalService;
+use isthmus_wire::local::{LocalNamespace, LocalPolicy, LocalService};
 use isthmus_wire::*;
 use proptest::prelude::*;
 
@@ -39,6 +39,8 @@ decoders!(
     ClusterEndpointSlice,
     Timestamp,
     LocalService,
+    LocalPolicy,
+    LocalNamespace,
 );
 
 /// A well-formed value or key of any kind, as bytes.
@@ -54,6 +56,8 @@ fn good() -> impl Strategy<Value = Vec<u8>> {
         support::endpoint_slice().prop_map(|value| value.encode().into()),
         support::timestamp().prop_map(|value| value.encode().into()),
         support::local_service().prop_map(|value| value.encode().into()),
+        support::local_policy().prop_map(|value| value.encode().into()),
+        support::local_namespace().prop_map(|value| value.encode().into()),
     ]
 }
 

@@ -3,7 +3,7 @@
 #[allow(dead_code)]
 mod support;
 
-use isthmus_wire::local::LocalService;
+use isthmus_wire::local::{LocalNamespace, LocalPolicy, LocalService};
 use isthmus_wire::*;
 use proptest::prelude::*;
 
@@ -30,6 +30,8 @@ survives!(service_export, McsApiServiceSpec);
 survives!(endpoint_slice, ClusterEndpointSlice);
 survives!(timestamp, Timestamp);
 survives!(local_service, LocalService);
+survives!(local_policy, LocalPolicy);
+survives!(local_namespace, LocalNamespace);
 
 proptest! {
     #[test]

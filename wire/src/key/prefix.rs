@@ -76,12 +76,19 @@ pub enum Prefix {
     Cache(Resource),
     /// `isthmus/services/v1`: Services for the cluster's own agents.
     LocalServices,
+    /// `isthmus/policies/v1`: network policies for the cluster's own agents.
+    LocalPolicies,
+    /// `isthmus/namespaces/v1`: namespaces for the cluster's own agents.
+    LocalNamespaces,
 }
 
 impl Prefix {
     pub(super) fn parse(text: &str) -> Option<Self> {
-        if text == crate::local::PREFIX {
-            return Some(Self::LocalServices);
+        match text {
+            crate::local::SERVICES => return Some(Self::LocalServices),
+            crate::local::POLICIES => return Some(Self::LocalPolicies),
+            crate::local::NAMESPACES => return Some(Self::LocalNamespaces),
+            _ => {}
         }
         let (tree, rest) = text.strip_prefix("cilium/")?.split_once('/')?;
         let resource = Resource::parse(rest.strip_suffix("/v1")?)?;
@@ -100,7 +107,7 @@ impl Prefix {
             Self::State(Resource::Ip) => "cilium/state/ip/v1/default/".to_owned(),
             Self::Cache(Resource::Identities) => format!("cilium/cache/identities/v1/{cluster}/id/"),
             Self::State(_) | Self::Cache(_) => format!("{self}/{cluster}/"),
-            Self::LocalServices => format!("{self}/"),
+            Self::LocalServices | Self::LocalPolicies | Self::LocalNamespaces => format!("{self}/"),
         }
     }
 }
@@ -110,7 +117,9 @@ impl fmt::Display for Prefix {
         match self {
             Self::State(resource) => write!(f, "cilium/state/{resource}/v1"),
             Self::Cache(resource) => write!(f, "cilium/cache/{resource}/v1"),
-            Self::LocalServices => f.write_str(crate::local::PREFIX),
+            Self::LocalServices => f.write_str(crate::local::SERVICES),
+            Self::LocalPolicies => f.write_str(crate::local::POLICIES),
+            Self::LocalNamespaces => f.write_str(crate::local::NAMESPACES),
         }
     }
 }
@@ -130,6 +139,8 @@ mod tests {
             (Prefix::State(Resource::Ip), "cilium/state/ip/v1/default/"),
             (Prefix::Cache(Resource::Ip), "cilium/cache/ip/v1/beta/"),
             (Prefix::LocalServices, "isthmus/services/v1/"),
+            (Prefix::LocalPolicies, "isthmus/policies/v1/"),
+            (Prefix::LocalNamespaces, "isthmus/namespaces/v1/"),
         ] {
             assert_eq!(prefix.range(&beta), range);
             assert_eq!(Prefix::parse(&prefix.to_string()), Some(prefix));

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use isthmus_wire::annotation::Affinity;
 use isthmus_wire::key::ObjectKey;
-use isthmus_wire::local::{LocalBackend, LocalPort, LocalService};
+use isthmus_wire::local::{
+    LocalBackend, LocalNamespace, LocalPolicy, LocalPort, LocalService, PolicyKey, PolicyKind,
+};
 use isthmus_wire::value::*;
 use isthmus_wire::*;
 use proptest::collection::{btree_map, vec};
@@ -65,7 +67,9 @@ fn prefix() -> impl Strategy<Value = Prefix> {
     prop_oneof![
         resource().prop_map(Prefix::State),
         resource().prop_map(Prefix::Cache),
-        Just(Prefix::LocalServices)
+        Just(Prefix::LocalServices),
+        Just(Prefix::LocalPolicies),
+        Just(Prefix::LocalNamespaces)
     ]
 }
 
@@ -94,7 +98,19 @@ pub(crate) fn key() -> impl Strategy<Value = Key> {
         object_key().prop_map(Key::EndpointSlice),
         object_key().prop_map(Key::ServiceExport),
         (namespace(), object_name()).prop_map(|(namespace, name)| Key::LocalService { namespace, name }),
+        policy_key().prop_map(Key::LocalPolicy),
+        namespace().prop_map(Key::LocalNamespace),
     ]
+}
+
+fn policy_key() -> impl Strategy<Value = PolicyKey> {
+    (proptest::sample::select(PolicyKind::ALL.to_vec()), namespace(), object_name()).prop_map(
+        |(kind, namespace, name)| PolicyKey {
+            kind,
+            namespace: kind.is_namespaced().then_some(namespace),
+            name,
+        },
+    )
 }
 
 pub(crate) fn labels() -> impl Strategy<Value = Labels> {
@@ -335,4 +351,26 @@ pub(crate) fn local_service() -> impl Strategy<Value = LocalService> {
             ..LocalService::new(namespace, name)
         },
     )
+}
+
+pub(crate) fn local_policy() -> impl Strategy<Value = LocalPolicy> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        text().prop_map(Into::into),
+    ];
+    let spec = leaf.prop_recursive(4, 32, 4, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Into::into),
+            btree_map(text(), inner, 0..4)
+                .prop_map(|fields| serde_json::Value::Object(fields.into_iter().collect())),
+        ]
+    });
+    (text(), any::<i64>(), vec(spec, 0..3))
+        .prop_map(|(uid, generation, specs)| LocalPolicy::new(uid, generation, specs))
+}
+
+pub(crate) fn local_namespace() -> impl Strategy<Value = LocalNamespace> {
+    texts().prop_map(|labels| LocalNamespace { labels })
 }

@@ -6,7 +6,6 @@
 mod cilium_endpoint;
 mod cilium_node;
 mod identity;
-mod label_filter;
 mod namespace;
 mod node;
 mod pod;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use isthmus_wire::pod_labels::is_identity_relevant;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
-use super::label_filter::is_identity_relevant;
 use super::{Fact, Finding, Name, Source, address, canonical};
 
 /// A pod, whether it is known from the Pod itself or from Cilium's endpoint object.

@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_wire::{ClusterName, Labels};
+use isthmus_wire::ClusterName;
+use isthmus_wire::pod_labels::identity_labels;
 
 use super::super::facts::{Assigned, EndpointFact, Host, Name, NamespaceFact, NodeFact};
 use super::identities::{Identities, LabelSet};
@@ -168,7 +169,13 @@ impl Endpoints {
         let wanted = self.table.get(name).and_then(|pod| {
             let Assigned::ByLabels(labels) = &pod.identity else { return None };
             let namespace = namespaces.global(&name.namespace)?;
-            Some(identity_labels(&self.cluster, namespace, labels, &pod.service_account))
+            Some(identity_labels(
+                &self.cluster,
+                &namespace.name.name,
+                &namespace.labels,
+                labels,
+                &pod.service_account,
+            ))
         });
         if self.labels.get(name).map(|labels| &**labels) == wanted.as_ref() {
             return;
@@ -234,28 +241,4 @@ fn host(pod: &EndpointFact, address: IpAddr, nodes: &Nodes) -> (Option<IpAddr>, 
             )
         }
     }
-}
-
-/// The label set of a pod: its own labels that count, its namespace's, its service account, cluster and namespace.
-fn identity_labels(
-    cluster: &ClusterName,
-    namespace: &NamespaceFact,
-    pod: &std::collections::BTreeMap<String, String>,
-    service_account: &str,
-) -> Labels {
-    let mut labels = Labels::new();
-    // Kubernetes admits no label that the text form could not carry; if one comes regardless, it does not count.
-    let mut insert = |key: &str, value: &str| drop(labels.insert_k8s(key, value));
-    for (key, value) in pod {
-        insert(key, value);
-    }
-    for (key, value) in &namespace.labels {
-        insert(&format!("{}{key}", Labels::NAMESPACE_LABEL_PREFIX), value);
-    }
-    if !service_account.is_empty() {
-        insert(Labels::SERVICE_ACCOUNT, service_account);
-    }
-    insert(Labels::CLUSTER, cluster.as_str());
-    insert(Labels::NAMESPACE, &namespace.name.name);
-    labels
 }

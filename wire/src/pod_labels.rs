@@ -1,4 +1,5 @@
-//! Which of a pod's labels count towards its identity.
+//! The labels of a pod's identity: what of its own labels counts, and what is added. Whoever derives an identity from a
+//! pod (the exporter for the mesh, an agent for the pods of its node) does it here, so that both come to the same.
 //!
 //! Labels that differ from pod to pod would give every pod an identity of its own. What is left out is what Cilium
 //! leaves out by default, so that a label set means the same in a mesh of both:
@@ -13,12 +14,42 @@
 //! | `annotation*`, `etcd_node*` | |
 //! | `io.cilium.k8s*`: reserved, a pod must not claim another cluster, namespace label or service account | |
 
+use std::collections::BTreeMap;
+
+use crate::{ClusterName, Labels};
+
 /// Whether a pod's label is part of its identity.
-pub(crate) fn is_identity_relevant(key: &str) -> bool {
+pub fn is_identity_relevant(key: &str) -> bool {
     !is_reserved(key) && (key.starts_with("app.kubernetes.io") || !is_ignored(key))
 }
 
-/// Keys that only the exporter sets.
+/// The labels of the identity of a pod: those of its own that count, its namespace's, its service account (if there is
+/// one), cluster and namespace.
+pub fn identity_labels(
+    cluster: &ClusterName,
+    namespace: &str,
+    namespace_labels: &BTreeMap<String, String>,
+    pod_labels: &BTreeMap<String, String>,
+    service_account: &str,
+) -> Labels {
+    let mut labels = Labels::new();
+    // Kubernetes admits no label that the text form could not carry; if one comes regardless, it does not count.
+    let mut insert = |key: &str, value: &str| drop(labels.insert_k8s(key, value));
+    for (key, value) in pod_labels.iter().filter(|(key, _)| is_identity_relevant(key)) {
+        insert(key, value);
+    }
+    for (key, value) in namespace_labels {
+        insert(&format!("{}{key}", Labels::NAMESPACE_LABEL_PREFIX), value);
+    }
+    if !service_account.is_empty() {
+        insert(Labels::SERVICE_ACCOUNT, service_account);
+    }
+    insert(Labels::CLUSTER, cluster.as_str());
+    insert(Labels::NAMESPACE, namespace);
+    labels
+}
+
+/// Keys that only Isthmus sets.
 fn is_reserved(key: &str) -> bool {
     key.starts_with("io.cilium.k8s")
 }
@@ -78,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_cannot_claim_what_only_the_exporter_says() {
+    fn a_pod_cannot_claim_what_only_isthmus_says() {
         for key in [
             "io.cilium.k8s.policy.cluster",
             "io.cilium.k8s.policy.serviceaccount",
@@ -87,5 +118,27 @@ mod tests {
         ] {
             assert!(!is_identity_relevant(key), "{key}");
         }
+    }
+
+    #[test]
+    fn a_pod_s_identity_is_its_labels_and_where_it_lives() {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let labels = identity_labels(
+            &"alpha".parse().expect("valid"),
+            "app",
+            &map(&[("team", "blue")]),
+            &map(&[("app", "echo"), ("pod-template-hash", "abc"), ("io.kubernetes.pod.namespace", "other")]),
+            "default",
+        );
+        assert_eq!(
+            labels.to_string(),
+            "k8s:app=echo;k8s:io.cilium.k8s.namespace.labels.team=blue;k8s:io.cilium.k8s.policy.cluster=alpha;\
+             k8s:io.cilium.k8s.policy.serviceaccount=default;k8s:io.kubernetes.pod.namespace=app;"
+        );
     }
 }
