@@ -12,7 +12,7 @@ use isthmus_bpf_abi::Protocol;
 use isthmus_node_agent::datapath::OpError;
 use isthmus_node_agent::mesh::fact::{
     Affinity, Backend, ClusterConfig, Condition, Endpoint, LocalService, Moment, Node, NodeAddress, Port,
-    Provenance, RemoteService, RemoteSlice, ServiceName,
+    Provenance, RemoteService, RemoteSlice, ServiceName, WireguardKey,
 };
 use isthmus_node_agent::mesh::{MeshEvent, Own, Resource};
 use isthmus_node_agent::plan::model::{MapModel, Visible};
@@ -316,7 +316,24 @@ fn service(number: u8) -> ServiceName {
 }
 
 fn pod_ip(number: u8) -> IpAddr {
-    Ipv4Addr::new(10, 0, number % 2, number).into()
+    // In the ranges of all clusters in turn.
+    Ipv4Addr::new(10, number % 3, number % 2, number).into()
+}
+
+/// Ranges of different peers do not overlap: which of two holds them depends on who was there first, on purpose.
+/// Everything else may say anything about any address.
+fn in_ranges_of(cluster: usize, value: Value) -> Value {
+    let Value::Node(mut node) = value else { return value };
+    let within = |ip: IpAddr| {
+        let IpAddr::V4(ip) = ip else { return ip };
+        let [first, _, rest @ ..] = ip.octets();
+        Ipv4Addr::new(first, cluster as u8, rest[0], rest[1]).into()
+    };
+    node.addresses.iter_mut().for_each(|address| address.ip = within(address.ip));
+    node.pod_cidrs
+        .iter_mut()
+        .for_each(|range| *range = IpNet::new(within(range.addr()), 24).expect("a length"));
+    Value::Node(node)
 }
 
 fn shuffle<T>(items: &mut [T], seed: usize) {
@@ -355,8 +372,9 @@ fn change() -> impl Strategy<Value = (Key, Option<Value>)> {
             .prop_map(|(peer, name, value)| (Key::Remote(peer, name), value)),
         (peer, 0..SLICES, some(slice().boxed()))
             .prop_map(|(peer, name, value)| (Key::Slice(peer, name), value)),
-        (cluster.clone(), 0..NODES, some(node().boxed()))
-            .prop_map(|(cluster, name, value)| (Key::Node(cluster, name), value)),
+        (cluster.clone(), 0..NODES, some(node().boxed())).prop_map(|(cluster, name, value)| {
+            (Key::Node(cluster, name), value.map(|value| in_ranges_of(cluster, value)))
+        }),
         (cluster, 0..PODS, some(endpoint().boxed()))
             .prop_map(|(cluster, pod, value)| (Key::Endpoint(cluster, pod), value)),
     ]
@@ -425,6 +443,7 @@ fn node() -> impl Strategy<Value = Value> {
             health: vec![pod_ip(health)],
             ingress: Vec::new(),
             encryption_key: 0,
+            wireguard_key: WireguardKey::None,
         })
     })
 }

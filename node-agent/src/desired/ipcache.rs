@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use isthmus_bpf_abi::{Addr, IpcacheEntry, IpcacheKey, ipcache_flags};
 
-use crate::mesh::Resolved;
+use crate::mesh::{Resolved, reserved};
 
 /// The key of a prefix; host bits are dropped, for the kernel would hold them apart.
 pub fn key(prefix: IpNet) -> IpcacheKey {
@@ -32,4 +32,11 @@ pub fn entry(resolved: Resolved) -> IpcacheEntry {
         key: resolved.encryption_key,
         flags,
     }
+}
+
+/// The range of a peer's node that an entry is about, and the peer's id; none if it is about something else.
+pub fn range(key: &IpcacheKey, entry: &IpcacheEntry) -> Option<(IpNet, u16)> {
+    let of_node = matches!(entry.identity, reserved::WORLD | reserved::REMOTE_NODE);
+    let range = IpNet::new(key.addr.ip(), key.prefix()).ok()?;
+    (of_node && entry.cluster != 0).then_some((range, entry.cluster))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_bpf_abi::Protocol;
+use isthmus_wireguard::config::PublicKey;
 
 /// A point in time: how long after the agent's start. The state machine has no clock; it is told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -169,9 +170,28 @@ pub struct Node {
     pub ingress: Vec<IpAddr>,
     /// Encryption key index: 0 plain, 255 WireGuard.
     pub encryption_key: u8,
+    /// Its WireGuard key.
+    pub wireguard_key: WireguardKey,
+}
+
+/// What a node publishes as its WireGuard public key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WireguardKey {
+    /// Nothing.
+    #[default]
+    None,
+    /// Something that is no key.
+    Invalid,
+    /// A key, not all zero.
+    Key(PublicKey),
 }
 
 impl Node {
+    /// All its addresses.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().map(|address| address.ip)
+    }
+
     /// Where packets to the node's pods of that family are sent: an internal address, of the pods' family if there
     /// is one.
     pub fn tunnel_endpoint(&self, ipv4: bool) -> Option<IpAddr> {

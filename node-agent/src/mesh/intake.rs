@@ -11,7 +11,7 @@ use super::event::MeshEvent;
 use super::fact::{ClusterConfig, Endpoint, Fact, Node, Provenance, RemoteSlice, ServiceName};
 use super::prefix::{Claim, Claimant, Kind};
 use super::refusal::Refusal;
-use super::{Changes, Mesh, OWN, RemoteFacts, ServiceFacts, reserved};
+use super::{Changes, Mesh, NodeId, OWN, RemoteFacts, ServiceFacts, ranges, reserved};
 
 impl Mesh {
     /// Takes in one event and adds to `changes` what it may have changed.
@@ -33,7 +33,7 @@ impl Mesh {
             }
             MeshEvent::Node { cluster, name, node } => {
                 let number = self.number(&cluster, at);
-                self.node(number, &cluster, name, node, at, changes)
+                self.node_stated(number, &cluster, name, node, at, changes)
             }
             MeshEvent::Endpoint { cluster, prefix, endpoint } => {
                 let number = self.number(&cluster, at);
@@ -169,6 +169,10 @@ impl Mesh {
         for (prefix, by) in gone {
             self.prefixes.remove(prefix, by);
         }
+        for (name, node) in &cluster.nodes {
+            self.ranges.exchange(number, Some(stated(&node.value)), None);
+            self.exchange_hosts(number, name, Some(&node.value), None);
+        }
         if let Some(id) = cluster.id {
             self.ids.release(id, name);
             self.settle_waiting(changes);
@@ -184,9 +188,15 @@ impl Mesh {
             let of_cluster = self.prefixes.all().filter(|(_, by, _)| by.cluster == number);
             changes.prefixes.extend(of_cluster.map(|(prefix, ..)| prefix));
         }
+        for (name, node) in &cluster.nodes {
+            changes.nodes.insert(NodeId { cluster: number, name: name.clone() });
+            for range in stated(&node.value).1 {
+                changes.prefixes.extend(self.prefixes.within(range));
+            }
+        }
     }
 
-    fn node(
+    fn node_stated(
         &mut self,
         number: u16,
         cluster: &Arc<str>,
@@ -213,22 +223,38 @@ impl Mesh {
             changes.prefixes.insert(prefix);
             self.prefixes.put(prefix, claimant(kind), claim);
         }
-        if number == OWN {
-            let old = old.as_ref().map(|old| &old.value).filter(|old| old.cluster_id == self.own.id);
-            let new = node.as_ref().filter(|new| new.cluster_id == self.own.id);
-            let ranges = |node: Option<&Node>| node.map(|node| node.pod_cidrs.clone()).unwrap_or_default();
-            for range in self.own_ranges.exchange(&ranges(old), &ranges(new)) {
-                self.prefixes_within(range, changes);
-            }
-            let addresses = |node: Option<&Node>| {
-                node.map(|node| node.addresses.iter().map(|address| address.ip).collect::<BTreeSet<_>>())
-                    .unwrap_or_default()
-            };
-            if own_node && self.own_ranges.set_node_addresses(addresses(new)) {
+        changes.nodes.insert(NodeId { cluster: number, name: name.clone() });
+        let old = old.as_ref().map(|old| &old.value);
+        self.exchange_hosts(number, &name, old, node.as_ref());
+        for range in self.ranges.exchange(number, old.map(stated), node.as_ref().map(stated)) {
+            changes.prefixes.extend(self.prefixes.within(range));
+        }
+        if own_node {
+            let counts = node.as_ref().filter(|node| node.cluster_id == self.own.id);
+            let addresses: BTreeSet<_> = counts.into_iter().flat_map(Node::ips).collect();
+            if self.own_addresses != addresses {
+                self.own_addresses = addresses;
                 self.everything_of(OWN, changes);
             }
         }
-        verdict
+        verdict.and_then(|()| match node {
+            Some(node) => self.check_ranges(number, cluster, &name, &node),
+            None => Ok(()),
+        })
+    }
+
+    fn exchange_hosts(&mut self, number: u16, name: &Arc<str>, old: Option<&Node>, new: Option<&Node>) {
+        for ip in old.into_iter().flat_map(Node::ips) {
+            if let Some(names) = self.hosts.get_mut(&(number, ip)) {
+                names.remove(name);
+                if names.is_empty() {
+                    self.hosts.remove(&(number, ip));
+                }
+            }
+        }
+        for ip in new.into_iter().flat_map(Node::ips) {
+            self.hosts.entry((number, ip)).or_default().insert(name.clone());
+        }
     }
 
     fn endpoint(
@@ -258,9 +284,7 @@ impl Mesh {
         if self.prefixes.put(prefix, by, claim).is_none() {
             self.clusters[usize::from(number)].endpoints += 1;
         }
-        if number != OWN && self.own_ranges.covers(prefix) {
-            return Err(Refusal::ForeignPrefix { cluster: cluster.clone(), prefix });
-        }
+        self.check_holder(number, cluster, prefix, || format!("address {prefix}"))?;
         self.check_identity(number, cluster, endpoint.identity, || format!("address {prefix}"))
     }
 
@@ -331,9 +355,37 @@ impl Mesh {
         }
     }
 
-    fn prefixes_within(&self, range: IpNet, changes: &mut Changes) {
-        let within = self.prefixes.within(range);
-        changes.prefixes.extend(within);
+    /// The first of a node's addresses and ranges that is another cluster's.
+    fn check_ranges(
+        &self,
+        number: u16,
+        cluster: &Arc<str>,
+        name: &Arc<str>,
+        node: &Node,
+    ) -> Result<(), Refusal> {
+        for range in stated(node).1 {
+            self.check_holder(number, cluster, range, || format!("{range} of node {name}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_holder(
+        &self,
+        number: u16,
+        cluster: &Arc<str>,
+        prefix: IpNet,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Refusal> {
+        if number == OWN {
+            return Ok(());
+        }
+        let Some(holder) = self.holder(prefix).filter(|holder| *holder != number) else { return Ok(()) };
+        let holder = self.clusters[usize::from(holder)].id.and_then(|id| self.cluster_name(id));
+        Err(Refusal::ForeignPrefix {
+            cluster: cluster.clone(),
+            what: what(),
+            holder: holder.cloned().unwrap_or_else(|| Arc::from("")),
+        })
     }
 
     fn check_id(
@@ -365,6 +417,11 @@ impl Mesh {
             _ => Ok(()),
         }
     }
+}
+
+/// The ranges that a node states, and the cluster id under which.
+fn stated(node: &Node) -> (u16, Vec<IpNet>) {
+    (node.cluster_id, ranges::of_node(&node.pod_cidrs, node.ips()))
 }
 
 /// What a node says about prefixes.

@@ -2,15 +2,15 @@
 //! out. It has no I/O and no clock; the cost of an event is the size of what it changes.
 //!
 //! The state is a function of the **set** of facts, not of their order: a fact that cannot count yet (its cluster has
-//! not described itself) is kept and counts as soon as it can. The one exception is deliberate: of two clusters that
-//! claim the same id, the one that was there first keeps it.
+//! not described itself) is kept and counts as soon as it can. The two exceptions are deliberate: of two clusters that
+//! claim the same id, or ranges that overlap, the one that was there first keeps it.
 
 mod cluster;
 pub mod event;
 pub mod fact;
 mod intake;
-mod own;
 mod prefix;
+mod ranges;
 mod refusal;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -21,10 +21,10 @@ use ipnet::IpNet;
 
 use self::cluster::{Cluster, ClusterIds};
 pub use self::event::{MeshEvent, Resource};
-use self::fact::{Backend, Fact, LocalService, Provenance, RemoteService, RemoteSlice, ServiceName};
-use self::own::OwnRanges;
+use self::fact::{Backend, Fact, LocalService, Node, Provenance, RemoteService, RemoteSlice, ServiceName};
 use self::prefix::Prefixes;
 pub use self::prefix::{Claim, Claimant, Kind};
+use self::ranges::Ranges;
 pub use self::refusal::Refusal;
 
 /// Identities below this mean the same in every cluster.
@@ -67,7 +67,11 @@ pub struct Mesh {
     ids: ClusterIds,
     services: HashMap<ServiceName, ServiceFacts>,
     prefixes: Prefixes,
-    own_ranges: OwnRanges,
+    ranges: Ranges,
+    /// Addresses of the own node.
+    own_addresses: BTreeSet<IpAddr>,
+    /// Nodes of a cluster by address; more than one while an address passes from node to node.
+    hosts: HashMap<(u16, IpAddr), BTreeSet<Arc<str>>>,
 }
 
 /// What may have changed since the last look.
@@ -77,6 +81,8 @@ pub struct Changes {
     pub services: HashSet<ServiceName>,
     /// Prefixes about which something else may hold now.
     pub prefixes: HashSet<IpNet>,
+    /// Nodes that may be others now.
+    pub nodes: HashSet<NodeId>,
     /// A section has been read whole: what was kept for its sake can go.
     pub synced: bool,
 }
@@ -84,8 +90,46 @@ pub struct Changes {
 impl Changes {
     /// Nothing at all.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.prefixes.is_empty() && !self.synced
+        self.services.is_empty() && self.prefixes.is_empty() && self.nodes.is_empty() && !self.synced
     }
+}
+
+/// A node of any cluster.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId {
+    /// Number of its cluster, as the mesh counts them: 0 is the own one.
+    pub(crate) cluster: u16,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// A node that counts.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeView<'a> {
+    /// Name of its cluster.
+    pub cluster: &'a Arc<str>,
+    /// Id of its cluster.
+    pub cluster_id: u16,
+    /// Whether it is of the own cluster.
+    pub own_cluster: bool,
+    /// Whether it is this very node.
+    pub own: bool,
+    /// What it says of itself.
+    pub node: &'a Node,
+}
+
+/// Whose a prefix is: the node that packets to it go to, and that may send from it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// What this node says of itself: one of its addresses or pod ranges.
+    Node(NodeId, Kind),
+    /// A pod behind an address of one of its cluster's nodes; that node, once it is known.
+    Pod {
+        /// The cluster by number, and the node's address.
+        host: (u16, IpAddr),
+        /// The node.
+        node: Option<NodeId>,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +211,9 @@ impl Mesh {
             ids,
             services: HashMap::new(),
             prefixes: Prefixes::default(),
-            own_ranges: OwnRanges::default(),
+            ranges: Ranges::default(),
+            own_addresses: BTreeSet::new(),
+            hosts: HashMap::new(),
         }
     }
 
@@ -196,16 +242,67 @@ impl Mesh {
 
     /// What holds about a prefix, or nothing.
     pub fn resolve(&self, prefix: IpNet) -> Option<Resolved> {
-        let barred = self.own_ranges.covers(prefix);
-        self.prefixes
-            .about(prefix)
-            .filter_map(|(by, claim)| Some((by, claim, self.effective_id(by, claim)?)))
-            .filter(|(by, ..)| by.cluster == OWN || !barred)
-            .min_by(|(a, _, a_id), (b, _, b_id)| {
-                let rank = |by: &Claimant, id: u16| (by.cluster != OWN, id, by.kind);
-                rank(a, *a_id).cmp(&rank(b, *b_id)).then_with(|| a.node.cmp(&b.node))
-            })
-            .map(|(by, claim, id)| self.resolved(by, claim, id))
+        self.winner(prefix).map(|(by, claim, id)| self.resolved(by, claim, id))
+    }
+
+    /// Whose a prefix is, or nothing.
+    pub fn place(&self, prefix: IpNet) -> Option<Place> {
+        let (by, claim, _) = self.winner(prefix)?;
+        if by.kind != Kind::Endpoint {
+            let id = NodeId { cluster: by.cluster, name: by.node.clone() };
+            return Some(Place::Node(id, by.kind));
+        }
+        let host = (by.cluster, claim.host?);
+        let node = self.hosts.get(&host).into_iter().flatten();
+        let node = node
+            .map(|name| NodeId { cluster: by.cluster, name: name.clone() })
+            .find(|node| self.node(node).is_some());
+        Some(Place::Pod { host, node })
+    }
+
+    /// A node, if it is known and counts.
+    pub fn node(&self, id: &NodeId) -> Option<NodeView<'_>> {
+        let cluster = self.clusters.get(usize::from(id.cluster))?;
+        let node = &cluster.nodes.get(&id.name)?.value;
+        let cluster_id = cluster.id.filter(|held| *held == node.cluster_id)?;
+        let own_cluster = id.cluster == OWN;
+        let name = if own_cluster { &self.own.cluster } else { self.ids.holder(cluster_id)? };
+        Some(NodeView {
+            cluster: name,
+            cluster_id,
+            own_cluster,
+            own: own_cluster && id.name == self.own.node,
+            node,
+        })
+    }
+
+    /// This very node, once it is known.
+    pub fn own_node(&self) -> Option<NodeView<'_>> {
+        self.node(&NodeId { cluster: OWN, name: self.own.node.clone() })
+    }
+
+    /// All nodes, whether they count or not. Grows with the world.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.numbers.values().flat_map(|number| {
+            let names = self.clusters[usize::from(*number)].nodes.keys();
+            names.map(|name| NodeId { cluster: *number, name: name.clone() })
+        })
+    }
+
+    /// Every prefix inside a range about which something is said.
+    pub fn prefixes_within(&self, range: IpNet) -> impl Iterator<Item = IpNet> {
+        self.prefixes.within(range)
+    }
+
+    /// Notes, before the first event, that an earlier run held a range for the cluster with this id.
+    pub fn remember(&mut self, range: IpNet, cluster_id: u16) {
+        self.ranges.remember(range, cluster_id);
+    }
+
+    /// Says that the mesh has been read for the first time: of peers whose ranges overlap, the one that was there first
+    /// keeps them from now on.
+    pub fn settle(&mut self) {
+        self.ranges.settle();
     }
 
     /// All prefixes about which anything is said. Grows with the world.
@@ -285,6 +382,24 @@ impl Mesh {
         counts.then_some(id)
     }
 
+    /// Of everything said about a prefix, what counts.
+    fn winner(&self, prefix: IpNet) -> Option<(&Claimant, &Claim, u16)> {
+        let holder = self.holder(prefix);
+        self.prefixes
+            .about(prefix)
+            .filter_map(|(by, claim)| Some((by, claim, self.effective_id(by, claim)?)))
+            .filter(|(by, ..)| by.cluster == OWN || holder.is_none_or(|holder| holder == by.cluster))
+            .min_by(|(a, _, a_id), (b, _, b_id)| {
+                let rank = |by: &Claimant, id: u16| (by.cluster != OWN, id, by.kind);
+                rank(a, *a_id).cmp(&rank(b, *b_id)).then_with(|| a.node.cmp(&b.node))
+            })
+    }
+
+    /// The number of the cluster inside of whose ranges a prefix is.
+    fn holder(&self, prefix: IpNet) -> Option<u16> {
+        self.ranges.holder(prefix, |cluster, id| self.clusters[usize::from(cluster)].id == Some(id))
+    }
+
     fn resolved(&self, by: &Claimant, claim: &Claim, id: u16) -> Resolved {
         let own = by.cluster == OWN;
         let own_node = own && by.node == self.own.node && by.kind != Kind::Endpoint;
@@ -294,7 +409,7 @@ impl Mesh {
             reserved::HOST if !own => reserved::REMOTE_NODE,
             other => other,
         };
-        let here = |host: &IpAddr| own_node || (own && self.own_ranges.is_node_address(*host));
+        let here = |host: &IpAddr| own_node || (own && self.own_addresses.contains(host));
         let host = claim.host.filter(|host| !here(host));
         Resolved { identity, host, encryption_key: claim.encryption_key, cluster: if own { 0 } else { id } }
     }

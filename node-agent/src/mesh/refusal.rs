@@ -1,7 +1,5 @@
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
 /// Why a fact does not count (for now). It has been kept nevertheless; the rest goes on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -43,14 +41,16 @@ pub enum Refusal {
         /// The identity.
         identity: u32,
     },
-    /// A peer speaks about an address of the own cluster.
+    /// A peer speaks about an address of another cluster.
     #[error(
-        "cluster {cluster} makes a statement about {prefix}, which is inside a pod range of this cluster; it is left out"
+        "{what} of cluster {cluster} is inside a pod range or a node address of cluster {holder}; it is left out. Give every cluster of the mesh ranges of its own"
     )]
     ForeignPrefix {
         /// The origin.
         cluster: Arc<str>,
-        /// The prefix.
-        prefix: IpNet,
+        /// Object.
+        what: String,
+        /// Whose it is.
+        holder: Arc<str>,
     },
 }

@@ -107,12 +107,118 @@ fn a_peer_cannot_speak_about_the_pods_and_nodes_of_the_own_cluster() {
     let (verdict, _) = tell(&mut mesh, pod("beta", "10.1.0.8", 131_100, "172.18.2.1"));
     assert!(matches!(verdict, Err(Refusal::ForeignPrefix { .. })), "{verdict:?}");
 
-    tell(&mut mesh, pod("beta", "172.18.1.2", 131_100, "172.18.2.1")).0.expect("kept");
+    let (verdict, _) = tell(&mut mesh, pod("beta", "172.18.1.2", 131_100, "172.18.2.1"));
+    assert!(matches!(verdict, Err(Refusal::ForeignPrefix { .. })), "{verdict:?}");
     assert_eq!(identity(&mesh, "172.18.1.2"), Some((reserved::REMOTE_NODE, 0)));
     tell(&mut mesh, MeshEvent::Node { cluster: "alpha".into(), name: "node-1".into(), node: None })
         .0
         .expect("gone");
     assert_eq!(identity(&mesh, "10.1.0.7"), Some((131_100, 2)));
+}
+
+/// A hostile peer, whose id is lower than its victim's.
+fn hostile(name: &str, ip: &str, range: &str) -> MeshEvent {
+    node("evil", 2, name, ip, range)
+}
+
+fn mesh_with_a_victim_and_a_hostile_peer() -> Mesh {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("victim", 3)).0.expect("free");
+    tell(&mut mesh, node("victim", 3, "v1", "172.18.3.1", "10.3.0.0/24")).0.expect("its own");
+    tell(&mut mesh, pod("victim", "10.3.0.7", 3 << 16 | 7, "172.18.3.1")).0.expect("its own");
+    mesh.settle();
+    tell(&mut mesh, described("evil", 2)).0.expect("free");
+    tell(&mut mesh, hostile("e1", "172.18.2.1", "10.2.0.0/24")).0.expect("its own");
+    mesh
+}
+
+#[test]
+fn a_hostile_peer_takes_no_address_of_a_third_cluster_however_it_claims_it() {
+    let claims: [(&str, MeshEvent); 6] = [
+        ("a pod", pod("evil", "10.3.0.7", 2 << 16 | 9, "172.18.2.1")),
+        ("an unused address", pod("evil", "10.3.0.200", 2 << 16 | 9, "172.18.2.1")),
+        ("a node's address as a pod", pod("evil", "172.18.3.1", 2 << 16 | 9, "172.18.2.1")),
+        ("the range itself", hostile("e2", "172.18.2.2", "10.3.0.0/24")),
+        ("half of the range", hostile("e2", "172.18.2.2", "10.3.0.0/25")),
+        ("a node's address", hostile("e2", "172.18.3.1", "10.2.1.0/24")),
+    ];
+    for (what, claim) in claims {
+        let mut mesh = mesh_with_a_victim_and_a_hostile_peer();
+        let (verdict, _) = tell(&mut mesh, claim);
+        let Err(Refusal::ForeignPrefix { holder, .. }) = verdict else { panic!("{what}: {verdict:?}") };
+        assert_eq!(&*holder, "victim", "{what}");
+        assert_eq!(identity(&mesh, "10.3.0.7"), Some((3 << 16 | 7, 3)), "{what}");
+        assert_eq!(identity(&mesh, "10.3.0.200"), None, "{what}");
+        assert_eq!(identity(&mesh, "10.3.0.0/24"), Some((reserved::WORLD, 3)), "{what}");
+        assert_eq!(identity(&mesh, "10.3.0.0/25"), None, "{what}");
+        assert_eq!(identity(&mesh, "172.18.3.1"), Some((reserved::REMOTE_NODE, 3)), "{what}");
+        assert_eq!(mesh.place(prefix("10.3.0.7")).and_then(node_of).as_deref(), Some("v1"), "{what}");
+    }
+}
+
+#[test]
+fn a_hostile_peer_that_claims_the_world_gets_what_nobody_else_has() {
+    let mut mesh = mesh_with_a_victim_and_a_hostile_peer();
+    tell(&mut mesh, hostile("e2", "172.18.2.2", "10.0.0.0/8")).0.expect("nobody has all of that");
+    assert_eq!(identity(&mesh, "10.3.0.0/24"), Some((reserved::WORLD, 3)));
+    let (verdict, _) = tell(&mut mesh, pod("evil", "10.3.0.8", 2 << 16 | 9, "172.18.2.1"));
+    assert!(verdict.is_err());
+    tell(&mut mesh, pod("evil", "10.77.0.8", 2 << 16 | 9, "172.18.2.1")).0.expect("nobody's");
+}
+
+#[test]
+fn a_pod_that_names_another_clusters_node_is_on_none() {
+    let mut mesh = mesh_with_a_victim_and_a_hostile_peer();
+    tell(&mut mesh, pod("evil", "10.2.0.9", 2 << 16 | 9, "172.18.3.1")).0.expect("its own address");
+    let place = mesh.place(prefix("10.2.0.9")).expect("known");
+    assert!(matches!(place, Place::Pod { node: None, .. }), "{place:?}");
+}
+
+#[test]
+fn ranges_that_overlap_from_the_start_are_the_lower_ids_whoever_is_read_first() {
+    let mut answers = Vec::new();
+    for order in [[0, 1], [1, 0]] {
+        let mut mesh = mesh();
+        tell(&mut mesh, described("beta", 2)).0.expect("free");
+        tell(&mut mesh, described("gamma", 3)).0.expect("free");
+        let nodes = [
+            node("beta", 2, "b1", "172.18.2.1", "10.9.0.0/24"),
+            node("gamma", 3, "g1", "172.18.3.1", "10.9.0.0/24"),
+        ];
+        for number in order {
+            // Whoever loses is told when it comes second.
+            let _ = tell(&mut mesh, nodes[number].clone());
+        }
+        answers.push(mesh.place(prefix("10.9.0.0/24")).and_then(node_of));
+    }
+    assert_eq!(answers, [Some("b1".into()), Some("b1".into())]);
+}
+
+#[test]
+fn an_agent_that_starts_again_remembers_who_held_a_range() {
+    let mut mesh = mesh();
+    mesh.remember(prefix("10.3.0.0/24"), 3);
+    tell(&mut mesh, described("evil", 2)).0.expect("free");
+    tell(&mut mesh, described("victim", 3)).0.expect("free");
+    tell(&mut mesh, hostile("e1", "172.18.2.1", "10.3.0.0/24")).0.expect("nobody else is there yet");
+    tell(&mut mesh, node("victim", 3, "v1", "172.18.3.1", "10.3.0.0/24")).0.expect("its own");
+    assert_eq!(mesh.place(prefix("10.3.0.0/24")).and_then(node_of).as_deref(), Some("v1"));
+}
+
+#[test]
+fn a_range_whose_holder_has_left_is_anybodys() {
+    let mut mesh = mesh_with_a_victim_and_a_hostile_peer();
+    assert!(tell(&mut mesh, pod("evil", "10.3.0.8", 2 << 16 | 9, "172.18.2.1")).0.is_err());
+    let (_, changes) = tell(&mut mesh, MeshEvent::ClusterRemoved { cluster: "victim".into() });
+    assert!(changes.prefixes.contains(&prefix("10.3.0.8")));
+    assert_eq!(identity(&mesh, "10.3.0.8"), Some((2 << 16 | 9, 2)));
+}
+
+fn node_of(place: Place) -> Option<Arc<str>> {
+    match place {
+        Place::Node(node, _) => Some(node.name),
+        Place::Pod { node, .. } => node.map(|node| node.name),
+    }
 }
 
 #[test]

@@ -67,8 +67,12 @@ pub enum Started {
 impl Reconciler {
     /// Starts from what is in the maps.
     pub fn new(own: Own, policy: Policy, dump: &Dump) -> Self {
+        let mut mesh = Mesh::new(own);
+        for (range, cluster) in dump.ipcache.iter().filter_map(|(key, entry)| ipcache::range(key, entry)) {
+            mesh.remember(range, cluster);
+        }
         Self {
-            mesh: Mesh::new(own),
+            mesh,
             frontends: Frontends::default(),
             planner: Planner::adopt(dump, policy.backend_capacity),
             policy,
@@ -218,6 +222,7 @@ impl Reconciler {
             return None;
         }
         self.startup = Startup::Done;
+        self.mesh.settle();
         Some(if waits { Started::TimedOut(unsynced.into_iter().collect()) } else { Started::Synced })
     }
 }

@@ -13,6 +13,7 @@ use isthmus_wire::{
     ClusterEndpointSlice, ClusterName, ClusterService, IpIdentityPair, Key, KeyError, Labels,
     MaxConnectedClusters, Node, Tree, ValueError, annotation,
 };
+use isthmus_wireguard::config::PublicKey;
 
 use crate::mesh::fact::{self, Condition, Port, ServiceName};
 use crate::mesh::{MeshEvent, Resource};
@@ -168,7 +169,18 @@ fn node(origin: &Origin, key: &Key, value: &[u8]) -> Result<fact::Node, EntryErr
         health: present([node.ipv4_health_ip, node.ipv6_health_ip]),
         ingress: present([node.ipv4_ingress_ip, node.ipv6_ingress_ip]),
         encryption_key: node.encryption_key,
+        wireguard_key: wireguard_key(&node.wireguard_public_key),
     })
+}
+
+fn wireguard_key(text: &str) -> fact::WireguardKey {
+    if text.is_empty() {
+        return fact::WireguardKey::None;
+    }
+    match text.parse::<PublicKey>() {
+        Ok(key) if !key.is_zero() => fact::WireguardKey::Key(key),
+        _ => fact::WireguardKey::Invalid,
+    }
 }
 
 fn endpoint(key: &Key, value: &[u8], entry: isthmus_wire::IpEntry) -> Result<fact::Endpoint, EntryError> {
