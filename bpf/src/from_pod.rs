@@ -11,6 +11,7 @@ use crate::Verdict;
 use crate::config::now;
 use crate::conntrack::{after_forward, from_reply, idle, is_closed, is_expired, is_reused, is_stale};
 use crate::count::{count, count_flow};
+use crate::encrypt;
 use crate::fragment;
 use crate::maps::{CT, CT_REPLY, SERVICES};
 use crate::packet::{self, ACK, Family, Fragment, Packet, Ports, SYN};
@@ -20,7 +21,12 @@ use crate::service::{self, Choice};
 
 #[inline(always)]
 pub fn from_pod(ctx: &TcContext) -> i32 {
+    if packet::strip_priority_tag(ctx).is_none() {
+        count(Counter::TcError);
+        return TC_ACT_SHOT;
+    }
     match translate(ctx) {
+        Ok(Verdict::Pass) => encrypt::to_wire(ctx),
         Ok(verdict) => verdict.action(ctx),
         Err(HalfWritten) => {
             count(Counter::TcError);

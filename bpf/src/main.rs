@@ -7,6 +7,9 @@
 //!
 //! Both choose through [`service`]. What is not addressed to a service passes untouched everywhere.
 //!
+//! After that, [`encrypt`] gives what goes to a pod of another node to the encryption device, and [`from_wire`] hands
+//! what comes out of it to the pod.
+//!
 //! Written for Linux 5.10: no helper or verifier feature is newer, or it stands behind a constant of [`config`] that
 //! the loader sets and the verifier removes the branch of.
 #![no_std]
@@ -16,9 +19,12 @@ mod checksum;
 mod config;
 mod conntrack;
 mod count;
+mod encrypt;
 mod fragment;
 mod from_pod;
+mod from_wire;
 mod icmp;
+mod ipcache;
 mod maps;
 mod packet;
 mod refuse;
@@ -39,6 +45,11 @@ pub fn tc_from_pod(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn tc_to_pod(ctx: TcContext) -> i32 {
     to_pod::to_pod(&ctx)
+}
+
+#[classifier]
+pub fn tc_from_wire(ctx: TcContext) -> i32 {
+    from_wire::from_wire(&ctx)
 }
 
 /// Does nothing: what the benchmark subtracts.

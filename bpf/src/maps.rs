@@ -4,9 +4,9 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use isthmus_bpf_abi::{
-    AffinityEntry, AffinityKey, Backend, CLUSTERS, Counter, CtEntry, CtKey, FragmentEntry, FragmentKey,
-    IpcacheEntry, IpcacheKey, ReplyEntry, ReplyKey, Service, ServiceKey, Slot, SlotKey, SocketEntry,
-    SocketKey,
+    AffinityEntry, AffinityKey, Backend, CLUSTERS, Counter, CtEntry, CtKey, Encryption, FragmentEntry,
+    FragmentKey, IpcacheEntry, IpcacheKey, LocalPod, LocalPodKey, ReplyEntry, ReplyKey, Service, ServiceKey,
+    Slot, SlotKey, SocketEntry, SocketKey,
 };
 
 #[map(name = "services")]
@@ -40,10 +40,16 @@ pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::CAPACITY, 0
 #[map(name = "cluster_flows")]
 pub static CLUSTER_FLOWS: PerCpuArray<u64> = PerCpuArray::pinned(CLUSTERS, 0);
 
-/// What follows the prefix length in an ipcache key.
-pub type IpcacheRest = [u8; size_of::<IpcacheKey>() - 4];
+/// What follows the prefix length in an ipcache key, in words.
+pub type IpcacheRest = [u32; size_of::<IpcacheKey>() / 4 - 1];
 
-/// Kept for the programs that decide by identity (policy, encryption); load balancing needs no lookup in it, since a
-/// backend carries its cluster.
+/// By address, longest prefix first; see [`crate::ipcache`]. Load balancing needs no lookup in it, since a backend carries
+/// its cluster.
 #[map(name = "ipcache")]
 pub static IPCACHE: LpmTrie<IpcacheRest, IpcacheEntry> = LpmTrie::pinned(1, 0);
+
+#[map(name = "encryption")]
+pub static ENCRYPTION: Array<Encryption> = Array::pinned(1, 0);
+
+#[map(name = "local_pods")]
+pub static LOCAL_PODS: HashMap<LocalPodKey, LocalPod> = HashMap::pinned(1, BPF_F_NO_PREALLOC);

@@ -5,7 +5,7 @@
 //! - transport headers behind more than [`MAX_EXTENSIONS`] extension headers or beyond [`MAX_L4`];
 //! - truncated headers: the kernel drops them itself.
 
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data};
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop};
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::{Addr, FragmentKey};
 
@@ -20,13 +20,13 @@ pub const SYN: u8 = 2;
 pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
-const IPV4_LEN: usize = 20;
-const IPV6_LEN: usize = 40;
+pub const IPV4_LEN: usize = 20;
+pub const IPV6_LEN: usize = 40;
 const MAX_EXTENSIONS: u32 = 6;
 /// Farthest place for a transport header, counted from the start of the frame.
 const MAX_L4: u32 = 510;
-const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
-const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 
 #[repr(C)]
 pub struct Ipv4Header {
@@ -101,6 +101,21 @@ pub fn family(ctx: &TcContext) -> Option<Family> {
         ETHERTYPE_IPV4 => Some(Family::V4),
         ETHERTYPE_IPV6 => Some(Family::V6),
         _ => None,
+    }
+}
+
+/// Takes off a tag that names no network (802.1p, VLAN 0): the kernel takes such a frame for one without it, so it must
+/// not lead around what is done here. Fails where another tag is behind it.
+#[inline(always)]
+pub fn strip_priority_tag(ctx: &TcContext) -> Option<()> {
+    const VLAN: u32 = 0xfff;
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is the kernel's.
+    unsafe {
+        if (*skb).vlan_present == 0 || (*skb).vlan_tci & VLAN != 0 {
+            return Some(());
+        }
+        if bpf_skb_vlan_pop(skb) == 0 && (*skb).vlan_present == 0 { Some(()) } else { None }
     }
 }
 
@@ -299,7 +314,7 @@ pub fn load<const N: usize>(ctx: &TcContext, offset: u32, to: &mut [u8; N]) -> O
 
 /// Makes the first `len` bytes of the frame, or all of a shorter one, directly readable. Most frames are already.
 #[inline(always)]
-fn make_linear(ctx: &TcContext, len: usize) {
+pub fn make_linear(ctx: &TcContext, len: usize) {
     let linear = ctx.data_end() - ctx.data();
     if linear < len && linear < ctx.len() as usize {
         let len = (len as u32).min(ctx.len());

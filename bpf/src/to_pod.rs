@@ -8,6 +8,7 @@ use crate::Verdict;
 use crate::config::now;
 use crate::conntrack::{idle, is_expired};
 use crate::count::count;
+use crate::encrypt;
 use crate::fragment;
 use crate::from_pod::note_reply;
 use crate::icmp;
@@ -17,6 +18,9 @@ use crate::rewrite::{End, HalfWritten, rewrite};
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
+    if encrypt::is_refused(ctx) {
+        return TC_ACT_SHOT;
+    }
     match translate(ctx) {
         Ok(verdict) => verdict.action(ctx),
         Err(HalfWritten) => {

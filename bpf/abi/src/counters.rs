@@ -26,11 +26,31 @@ pub enum Counter {
     TcIcmp = 10,
     /// Packets of pods that reached themselves through a service, both ways.
     TcHairpin = 11,
+    /// Packets from pods given to the encryption device.
+    Encrypted = 12,
+    /// Packets from pods that the device cannot take whole, given to the stack to be fragmented or refused on the way to it.
+    EncryptTooBig = 13,
+    /// Packets dropped since they must be encrypted and there is no device.
+    EncryptNoDevice = 14,
+    /// Packets dropped in strict mode since their destination has no key.
+    EncryptNoKey = 15,
+    /// Packets to be encrypted dropped since their source is no address of the pod that sent them.
+    EncryptForged = 16,
+    /// Packets to be encrypted or just decrypted, dropped by an error of ours or since they cannot be read.
+    EncryptError = 17,
+    /// Decrypted packets handed straight to a pod.
+    Decrypted = 18,
+    /// Decrypted packets given to the stack: to the node itself, or to a pod that is not known yet.
+    DecryptedToStack = 19,
+    /// Decrypted packets dropped since their destination lives on another node.
+    DecryptedElsewhere = 20,
+    /// Packets to pods dropped in strict mode since they came from another node's pod in the clear.
+    PlainRefused = 21,
 }
 
 impl Counter {
     /// All of them, in order of their index.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 22] = [
         Self::SocketTranslated,
         Self::SocketNoBackend,
         Self::SocketError,
@@ -43,10 +63,20 @@ impl Counter {
         Self::TcFragment,
         Self::TcIcmp,
         Self::TcHairpin,
+        Self::Encrypted,
+        Self::EncryptTooBig,
+        Self::EncryptNoDevice,
+        Self::EncryptNoKey,
+        Self::EncryptForged,
+        Self::EncryptError,
+        Self::Decrypted,
+        Self::DecryptedToStack,
+        Self::DecryptedElsewhere,
+        Self::PlainRefused,
     ];
 
     /// Size of the map: room for more.
-    pub const CAPACITY: u32 = 32;
+    pub const CAPACITY: u32 = 64;
 
     /// Name for metrics and status: lower case, words joined by underscores.
     pub const fn name(self) -> &'static str {
@@ -63,6 +93,16 @@ impl Counter {
             Self::TcFragment => "tc_fragment",
             Self::TcIcmp => "tc_icmp",
             Self::TcHairpin => "tc_hairpin",
+            Self::Encrypted => "encrypted",
+            Self::EncryptTooBig => "encrypt_too_big",
+            Self::EncryptNoDevice => "encrypt_no_device",
+            Self::EncryptNoKey => "encrypt_no_key",
+            Self::EncryptForged => "encrypt_forged",
+            Self::EncryptError => "encrypt_error",
+            Self::Decrypted => "decrypted",
+            Self::DecryptedToStack => "decrypted_to_stack",
+            Self::DecryptedElsewhere => "decrypted_elsewhere",
+            Self::PlainRefused => "plain_refused",
         }
     }
 }

@@ -6,6 +6,16 @@ pub mod encryption_flags {
     pub const STRICT: u32 = 2;
 }
 
+/// Bits of a packet's mark (`skb->mark`), the same as Cilium's. Other bits are left alone.
+pub mod mark {
+    /// The bits that are ours.
+    pub const MASK: u32 = 0x0f00;
+    /// The packet has come out of the encryption device.
+    pub const DECRYPTED: u32 = 0x0d00;
+    /// The packet is to be routed to the encryption device.
+    pub const ENCRYPT: u32 = 0x0e00;
+}
+
 /// How traffic between nodes is encrypted: the one entry of an array.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -16,6 +26,6 @@ pub struct Encryption {
     pub mtu: u32,
     /// [`encryption_flags`].
     pub flags: u32,
-    /// Mark that makes the kernel route a packet to the device, for packets that must be fragmented or refused.
-    pub mark: u32,
+    /// Zero.
+    pub pad: u32,
 }

@@ -12,6 +12,8 @@ pub mod ipcache_flags {
     pub const IPV6_HOST: u8 = 4;
     /// The address lives in another cluster.
     pub const REMOTE_CLUSTER: u8 = 8;
+    /// Pods live here and nothing is known of them: in strict mode, nothing goes to or comes from such an address.
+    pub const STRICT_RANGE: u8 = 16;
 }
 
 /// An address or a prefix. Longest prefix wins.

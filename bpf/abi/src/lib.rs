@@ -25,14 +25,14 @@ pub use conntrack::{
     SocketEntry, SocketKey, SocketKeyKind, ct_flags, reply_flags,
 };
 pub use counters::Counter;
-pub use encryption::{Encryption, encryption_flags};
+pub use encryption::{Encryption, encryption_flags, mark};
 pub use endpoint::{Endpoint, LocalPod, LocalPodKey, endpoint_flags};
 pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};
 pub use policy::{Direction, PolicyEntry, PolicyKey, policy_flags};
 pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
 
 /// Version of the layouts in this crate and of what their fields mean.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Largest cluster id plus one (clusters are numbered 1..=511, 0 is the own or an unknown one).
 pub const CLUSTERS: u32 = 512;

@@ -14,6 +14,7 @@ macro_rules! plain_old_data {
 }
 
 plain_old_data!(
+    Addr,
     ServiceKey,
     Service,
     SlotKey,

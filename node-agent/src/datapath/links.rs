@@ -25,11 +25,17 @@ pub(super) const LINKS: &str = "links";
 const PRIORITY: u16 = 1;
 const HANDLE: TcHandle = TcHandle::new(0, 0x1571);
 
+/// A program on one side of an interface: the name in its pin, the program, and the side.
+type Side = (&'static str, &'static str, AttachType, TcAttachType);
+
 /// The two sides of a pod's veth.
-const SIDES: [(&str, &str, AttachType, TcAttachType); 2] = [
+const SIDES: [Side; 2] = [
     ("from-pod", "tc_from_pod", AttachType::TcxIngress, TcAttachType::Ingress),
     ("to-pod", "tc_to_pod", AttachType::TcxEgress, TcAttachType::Egress),
 ];
+
+/// The side of the encryption device by which packets come in.
+const FROM_WIRE: Side = ("from-wire", "tc_from_wire", AttachType::TcxIngress, TcAttachType::Ingress);
 
 /// Attaches all socket programs to the cgroup at `dir`, for every process below it.
 pub(super) fn attach_sockets(ebpf: &mut Ebpf, pin_dir: &Path, dir: &Path) -> Result<(), DatapathError> {
@@ -61,34 +67,67 @@ pub(super) fn attach_pod(
     ifindex: u32,
     features: Features,
 ) -> Result<(), DatapathError> {
-    for (side, name, attach_type, tc_type) in SIDES {
-        let what = || format!("attaching {name} to interface {ifindex}");
-        let pin = pod_pin(pin_dir, ifindex, side);
-        if features == Features::Detect {
-            let program = program_fd(ebpf, name)?;
-            match attach_tcx(program.as_fd(), &pin, ifindex, attach_type) {
-                Ok(()) => continue,
-                // The kernel does not know TCX (6.6).
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(error) => return Err(attach_error(what(), error)),
-            }
-        }
-        let marker = filter_pin(pin_dir, ifindex, side);
-        attach_clsact(ebpf, name, ifindex, tc_type, &marker)
-            .map_err(|source| attach_error(what(), source))?;
-    }
-    Ok(())
+    SIDES.into_iter().try_for_each(|side| attach_side(ebpf, pin_dir, ifindex, POD_PINS, side, features))
 }
 
 /// Detaches both packet programs. That the interface is gone, and they with it, is no error.
 pub(super) fn detach_pod(pin_dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
-    for (side, _, _, tc_type) in SIDES {
-        detach(&pod_pin(pin_dir, ifindex, side))?;
-        let marker = filter_pin(pin_dir, ifindex, side);
-        if marker.exists() {
-            detach_clsact(ifindex, tc_type);
-            detach(&marker)?;
+    SIDES.into_iter().try_for_each(|side| detach_side(pin_dir, ifindex, POD_PINS, side))
+}
+
+/// Attaches the program for decrypted packets to the encryption device, and detaches it from any former one.
+pub(super) fn attach_device(
+    ebpf: &mut Ebpf,
+    pin_dir: &Path,
+    ifindex: u32,
+    features: Features,
+) -> Result<(), DatapathError> {
+    attach_side(ebpf, pin_dir, ifindex, DEVICE_PINS, FROM_WIRE, features)?;
+    detach_devices(pin_dir, Some(ifindex))
+}
+
+/// Detaches from every encryption device but `except`.
+pub(super) fn detach_devices(pin_dir: &Path, except: Option<u32>) -> Result<(), DatapathError> {
+    let mut devices: Vec<u32> =
+        pins(pin_dir, DEVICE_PINS, &[FROM_WIRE])?.into_iter().map(|(_, _, ifindex)| ifindex).collect();
+    devices.retain(|ifindex| Some(*ifindex) != except);
+    devices.into_iter().try_for_each(|ifindex| detach_side(pin_dir, ifindex, DEVICE_PINS, FROM_WIRE))
+}
+
+fn attach_side(
+    ebpf: &mut Ebpf,
+    pin_dir: &Path,
+    ifindex: u32,
+    pins: Pins,
+    (side, name, attach_type, tc_type): Side,
+    features: Features,
+) -> Result<(), DatapathError> {
+    let what = || format!("attaching {name} to interface {ifindex}");
+    if features == Features::Detect {
+        let program = program_fd(ebpf, name)?;
+        let pin = pins.link(pin_dir, ifindex, side);
+        match attach_tcx(program.as_fd(), &pin, ifindex, attach_type) {
+            Ok(()) => return Ok(()),
+            // The kernel does not know TCX (6.6).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(attach_error(what(), error)),
         }
+    }
+    let marker = pins.filter(pin_dir, ifindex, side);
+    attach_clsact(ebpf, name, ifindex, tc_type, &marker).map_err(|source| attach_error(what(), source))
+}
+
+fn detach_side(
+    pin_dir: &Path,
+    ifindex: u32,
+    pins: Pins,
+    (side, _, _, tc_type): Side,
+) -> Result<(), DatapathError> {
+    detach(&pins.link(pin_dir, ifindex, side))?;
+    let marker = pins.filter(pin_dir, ifindex, side);
+    if marker.exists() {
+        detach_clsact(ifindex, tc_type);
+        detach(&marker)?;
     }
     Ok(())
 }
@@ -99,29 +138,39 @@ pub(super) fn detach_all(pin_dir: &Path) -> Result<(), DatapathError> {
         return Ok(());
     }
     detach_sockets(pin_dir)?;
+    detach_devices(pin_dir, None)?;
     attached_pods(pin_dir)?.into_iter().try_for_each(|ifindex| detach_pod(pin_dir, ifindex))
 }
 
 /// Interfaces that packet programs of ours are attached to. Pins of interfaces that have gone are removed.
 pub(super) fn attached_pods(pin_dir: &Path) -> Result<Vec<u32>, DatapathError> {
-    let dir = pin_dir.join(LINKS);
-    let file = |source| DatapathError::File { path: dir.clone(), source };
     let mut pods = Vec::new();
-    for entry in fs::read_dir(&dir).map_err(file)? {
-        let entry = entry.map_err(file)?;
-        let name = entry.file_name();
-        let Some((kind, ifindex)) = name.to_str().and_then(pod_of_pin) else { continue };
-        let there = match kind {
-            POD => open_link(&entry.path())
+    for (path, is_link, ifindex) in pins(pin_dir, POD_PINS, &SIDES)? {
+        let there = match is_link {
+            true => open_link(&path)
                 .and_then(|link| sys::link_info(link.as_fd()).ok())
                 .is_some_and(|info| info.ifindex() == ifindex),
-            _ => interface_name(ifindex).is_ok(),
+            false => interface_name(ifindex).is_ok(),
         };
-        if there { pods.push(ifindex) } else { detach(&entry.path())? }
+        if there { pods.push(ifindex) } else { detach(&path)? }
     }
     pods.sort_unstable();
     pods.dedup();
     Ok(pods)
+}
+
+/// The pins of one kind of interface: where each is, whether it is a link (or else marks a filter), and its interface.
+fn pins(pin_dir: &Path, kind: Pins, sides: &[Side]) -> Result<Vec<(PathBuf, bool, u32)>, DatapathError> {
+    let dir = pin_dir.join(LINKS);
+    let file = |source| DatapathError::File { path: dir.clone(), source };
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(file)? {
+        let entry = entry.map_err(file)?;
+        if let Some((is_link, ifindex)) = entry.file_name().to_str().and_then(|name| kind.read(name, sides)) {
+            found.push((entry.path(), is_link, ifindex));
+        }
+    }
+    Ok(found)
 }
 
 fn attach_tcx(program: BorrowedFd<'_>, pin: &Path, ifindex: u32, attach_type: AttachType) -> io::Result<()> {
@@ -218,24 +267,33 @@ fn open_cgroup(dir: &Path) -> Result<(File, u64), DatapathError> {
     Ok((opened, id))
 }
 
-/// Kinds of pins of pods: links, and marks of filters.
-const POD: &str = "pod";
-const FILTER: &str = "filter";
-
-fn pod_pin(pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
-    pin_dir.join(LINKS).join(format!("{POD}-{ifindex}-{side}"))
+/// Names of the pins of one kind of interface: of links, and of marks of filters.
+#[derive(Clone, Copy)]
+struct Pins {
+    link: &'static str,
+    filter: &'static str,
 }
 
-fn filter_pin(pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
-    pin_dir.join(LINKS).join(format!("{FILTER}-{ifindex}-{side}"))
-}
+const POD_PINS: Pins = Pins { link: "pod", filter: "filter" };
+const DEVICE_PINS: Pins = Pins { link: "device", filter: "devicefilter" };
 
-/// The kind and the interface.
-fn pod_of_pin(name: &str) -> Option<(&str, u32)> {
-    let (kind, rest) = name.split_once('-')?;
-    let (ifindex, side) = rest.split_once('-')?;
-    let ours = matches!(kind, POD | FILTER) && SIDES.iter().any(|(known, ..)| *known == side);
-    Some((kind, ifindex.parse().ok().filter(|_| ours)?))
+impl Pins {
+    fn link(self, pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
+        pin_dir.join(LINKS).join(format!("{}-{ifindex}-{side}", self.link))
+    }
+
+    fn filter(self, pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {
+        pin_dir.join(LINKS).join(format!("{}-{ifindex}-{side}", self.filter))
+    }
+
+    /// Whether it is a link, and the interface.
+    fn read(self, name: &str, sides: &[Side]) -> Option<(bool, u32)> {
+        let (kind, rest) = name.split_once('-')?;
+        let (ifindex, side) = rest.split_once('-')?;
+        let ours =
+            (kind == self.link || kind == self.filter) && sides.iter().any(|(known, ..)| *known == side);
+        Some((kind == self.link, ifindex.parse().ok().filter(|_| ours)?))
+    }
 }
 
 fn interface_name(ifindex: u32) -> io::Result<String> {

@@ -25,11 +25,17 @@ const SERVICES_FLAG: &str = "--bpf-map-services";
 const BACKENDS_FLAG: &str = "--bpf-map-backends";
 const IPCACHE_FLAG: &str = "--bpf-map-ipcache";
 
+/// Of maps whose size is fixed.
+const NO_FLAG: &str = "nothing: report this";
+
 /// The object that the checked-in source builds to; see `cargo xtask bpf check`.
 static OBJECT: &[u8] = include_bytes_aligned!("../../../bpf/isthmus.bpf.o");
 
 /// Fragmented datagrams that are under way at a time.
 const FRAGMENTS: u32 = 8192;
+
+/// Addresses of pods of one node: many times what a kubelet starts.
+const LOCAL_PODS: u32 = 16_384;
 
 /// The socket programs and where each belongs.
 pub(super) const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
@@ -44,7 +50,7 @@ pub(super) const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
 ];
 
 /// The programs for packets.
-pub(super) const PACKET_PROGRAMS: [&str; 3] = ["tc_from_pod", "tc_to_pod", "tc_empty"];
+pub(super) const PACKET_PROGRAMS: [&str; 4] = ["tc_from_pod", "tc_to_pod", "tc_from_wire", "tc_empty"];
 
 /// The loaded programs. Dropping it leaves pinned maps and links, and so the traffic, alone.
 pub(super) struct Loaded {
@@ -86,6 +92,8 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
         slots: Map::open(&version_dir.join(maps::SLOTS), maps::SLOTS, BACKENDS_FLAG)?,
         backends: Map::open(&version_dir.join(maps::BACKENDS), maps::BACKENDS, BACKENDS_FLAG)?,
         ipcache: Map::open(&version_dir.join(maps::IPCACHE), maps::IPCACHE, IPCACHE_FLAG)?,
+        encryption: Map::open(&version_dir.join(maps::ENCRYPTION), maps::ENCRYPTION, NO_FLAG)?,
+        local_pods: Map::open(&version_dir.join(maps::LOCAL_PODS), maps::LOCAL_PODS, NO_FLAG)?,
         counters: open_pinned(&version_dir, maps::COUNTERS)?,
         cluster_flows: open_pinned(&version_dir, maps::CLUSTER_FLOWS)?,
     };
@@ -123,7 +131,7 @@ fn object() -> Result<(Cow<'static, [u8]>, Option<PathBuf>), DatapathError> {
     Ok((Cow::Owned(bytes), Some(path)))
 }
 
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 9] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 10] {
     [
         (maps::SERVICES, sizes.services),
         (maps::SLOTS, sizes.backends),
@@ -134,6 +142,7 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 9] {
         (maps::AFFINITY, sizes.affinity),
         (maps::SOCKETS, sizes.sockets),
         (maps::FRAGMENTS, FRAGMENTS),
+        (maps::LOCAL_PODS, LOCAL_PODS),
     ]
 }
 
@@ -169,7 +178,7 @@ fn prepare_pins(pin_dir: &Path, sizes: &MapSizes) -> Result<PathBuf, DatapathErr
 pub(super) const VERSION_PREFIX: &str = "maps-v";
 
 fn version_name(sizes: &MapSizes) -> String {
-    let layout: [usize; 8] = [
+    let layout: [usize; 10] = [
         size_of::<abi::Service>() + (size_of::<abi::ServiceKey>() << 16),
         size_of::<abi::Slot>() + (size_of::<abi::SlotKey>() << 16),
         size_of::<abi::Backend>(),
@@ -178,6 +187,8 @@ fn version_name(sizes: &MapSizes) -> String {
         size_of::<abi::ReplyEntry>() + (size_of::<abi::ReplyKey>() << 16),
         size_of::<abi::AffinityEntry>() + (size_of::<abi::AffinityKey>() << 16),
         size_of::<abi::SocketEntry>() + (size_of::<abi::SocketKey>() << 16),
+        size_of::<abi::Encryption>(),
+        size_of::<abi::LocalPod>() + (size_of::<abi::LocalPodKey>() << 16),
     ];
     let sizes = self::sizes(sizes).map(|(_, entries)| entries as usize);
     // FNV-1a: it must be the same in every build, which the standard hasher does not promise.

@@ -52,6 +52,12 @@ impl<K: aya::Pod, V: aya::Pod> Map<K, V> {
         )
     }
 
+    /// Creates or replaces one entry.
+    pub(super) fn set(&self, key: &K, value: &V) -> Result<(), DatapathError> {
+        sys::update(self.fd.as_fd(), key, value)
+            .map_err(|source| DatapathError::Kernel { what: format!("writing map {}", self.name), source })
+    }
+
     /// One entry.
     pub(super) fn value(&self, key: &K) -> Result<Option<V>, DatapathError> {
         sys::lookup(self.fd.as_fd(), key).map_err(|source| self.reading(source))

@@ -3,7 +3,7 @@
 //! Everything is pinned below one directory of a BPF file system:
 //!
 //! ```text
-//! <pin dir>/maps-v1-4f0c55aa/{services,slots,backends,ipcache,ct,...}   one directory per layout and sizes
+//! <pin dir>/maps-v2-4f0c55aa/{services,slots,backends,ipcache,ct,...}   one directory per layout and sizes
 //! <pin dir>/links/{sock_connect4,...,pod-<ifindex>-from-pod,...}         what is attached
 //! ```
 //!
@@ -15,6 +15,7 @@
 //! [`Datapath::apply`], then attach, then [`Datapath::remove_older_maps`].
 
 mod apply;
+mod encryption;
 mod error;
 mod links;
 mod load;
@@ -30,13 +31,15 @@ use std::sync::{Mutex, PoisonError};
 
 use aya::Ebpf;
 use isthmus_bpf_abi::{
-    Backend, CLUSTERS, Counter, IpcacheEntry, IpcacheKey, Service, ServiceKey, Slot, SlotKey,
+    Backend, CLUSTERS, Counter, Encryption, IpcacheEntry, IpcacheKey, LocalPod, LocalPodKey, Service,
+    ServiceKey, Slot, SlotKey,
 };
 
+pub use encryption::{EncryptionDevice, EncryptionMode};
 pub use error::{DatapathError, OpError};
 pub use load::OBJECT_VARIABLE;
 pub use ops::{MapOp, Phase, Target};
-pub use sys::TestRun;
+pub use sys::{PacketContext, TestRun};
 
 use map::Map;
 
@@ -125,6 +128,8 @@ struct Maps {
     slots: Map<SlotKey, Slot>,
     backends: Map<u32, Backend>,
     ipcache: Map<IpcacheKey, IpcacheEntry>,
+    encryption: Map<u32, Encryption>,
+    local_pods: Map<LocalPodKey, LocalPod>,
     counters: OwnedFd,
     cluster_flows: OwnedFd,
 }
@@ -309,13 +314,27 @@ impl Datapath {
         packet: &[u8],
         repeat: u32,
     ) -> Result<TestRun, DatapathError> {
+        self.test_run_in(program, packet, PacketContext::default(), repeat)
+    }
+
+    /// The same for a frame that brings along more than its bytes.
+    ///
+    /// # Errors
+    /// As [`Datapath::test_run`].
+    pub fn test_run_in(
+        &self,
+        program: PacketProgram,
+        packet: &[u8],
+        context: PacketContext,
+        repeat: u32,
+    ) -> Result<TestRun, DatapathError> {
         let name = match program {
             PacketProgram::FromPod => "tc_from_pod",
             PacketProgram::ToPod => "tc_to_pod",
             PacketProgram::Empty => "tc_empty",
         };
         let fd = load::program_fd(&mut self.ebpf(), name)?;
-        sys::test_run(fd.as_fd(), packet, repeat)
+        sys::test_run(fd.as_fd(), packet, context, repeat)
             .map_err(|source| DatapathError::Kernel { what: format!("a test run of {name}"), source })
     }
 

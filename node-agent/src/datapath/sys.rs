@@ -161,6 +161,8 @@ pub struct TestRun {
     pub retval: u32,
     /// The packet afterwards.
     pub packet: Vec<u8>,
+    /// Its mark afterwards.
+    pub mark: u32,
     /// Nanoseconds per run, averaged by the kernel over all.
     pub nanoseconds: u32,
 }
@@ -332,9 +334,39 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(LINK_DETACH, &mut attr).map(drop)
 }
 
+/// What a test packet brings along besides its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PacketContext {
+    /// `skb->mark`.
+    pub mark: u32,
+    /// Payload of each of the segments that it stands for, in bytes; 0 for a packet of its own.
+    pub gso_size: u32,
+}
+
+/// `struct __sk_buff`, with room for what kernels add to it; what a test run may not set is zero.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct SkBuff {
+    before_mark: [u32; 2],
+    mark: u32,
+    // In two parts, since longer arrays have no default.
+    before_gso_size: ([u32; 32], [u32; 9]),
+    gso_size: u32,
+    rest: [u32; 19],
+}
+
+const _: () = assert!(std::mem::offset_of!(SkBuff, gso_size) == 176);
+
 /// Runs a TC program `repeat` times on one packet. The packet is not restored in between.
-pub(super) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Result<TestRun> {
+pub(super) fn test_run(
+    program: BorrowedFd<'_>,
+    packet: &[u8],
+    context: PacketContext,
+    repeat: u32,
+) -> io::Result<TestRun> {
     let mut out = vec![0u8; packet.len() + 256];
+    let before = SkBuff { mark: context.mark, gso_size: context.gso_size, ..SkBuff::default() };
+    let mut after = SkBuff::default();
     let mut attr = TestRunAttr {
         program_fd: fd(program),
         retval: 0,
@@ -344,14 +376,14 @@ pub(super) fn test_run(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> i
         data_out: out.as_mut_ptr() as u64,
         repeat,
         duration: 0,
-        ctx_size_in: 0,
-        ctx_size_out: 0,
-        ctx_in: 0,
-        ctx_out: 0,
+        ctx_size_in: size_of::<SkBuff>() as u32,
+        ctx_size_out: size_of::<SkBuff>() as u32,
+        ctx_in: pointer(&before),
+        ctx_out: (&raw mut after) as u64,
     };
     bpf(PROG_TEST_RUN, &mut attr)?;
     out.truncate(attr.data_size_out as usize);
-    Ok(TestRun { retval: attr.retval, packet: out, nanoseconds: attr.duration })
+    Ok(TestRun { retval: attr.retval, packet: out, mark: after.mark, nanoseconds: attr.duration })
 }
 
 fn info<T: Copy + Default>(object: BorrowedFd<'_>) -> io::Result<T> {

@@ -4,6 +4,7 @@
 //! with it, even when it fails.
 
 mod churn;
+mod encryption;
 mod maps;
 mod model;
 mod packet;
