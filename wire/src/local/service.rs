@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::Affinity;
-use crate::gojson::{ByIp, NullIfEmpty, go_object};
+use crate::gojson::{ByIp, ByName, NullIfEmpty, go_object};
 use crate::value::{Protocol, ServicePorts, TrafficPolicy, json_value};
 use crate::{Namespace, ObjectName};
 
@@ -37,6 +37,10 @@ go_object! {
         pub session_affinity: Option<u32> = "sessionAffinity" always,
         /// Whether a client's traffic stays on its node.
         pub internal_traffic_policy: TrafficPolicy = "internalTrafficPolicy" always,
+        /// Labels of the Service, by which policies select it.
+        pub labels: BTreeMap<String, String> = "labels" omitempty as ByName,
+        /// Its selector: the pods that policies mean by it. Empty if its backends are not chosen by labels.
+        pub selector: BTreeMap<String, String> = "selector" omitempty as ByName,
     }
 }
 
@@ -86,6 +90,8 @@ impl LocalService {
             affinity: Affinity::None,
             session_affinity: None,
             internal_traffic_policy: TrafficPolicy::Cluster,
+            labels: BTreeMap::new(),
+            selector: BTreeMap::new(),
         }
     }
 
@@ -130,6 +136,8 @@ mod tests {
         );
         service.affinity = Affinity::Local;
         service.session_affinity = Some(10_800);
+        service.labels.insert("team".to_owned(), "a".to_owned());
+        service.selector.insert("app".to_owned(), "echo".to_owned());
         assert_eq!(LocalService::decode(&service.encode()).expect("valid"), service);
         assert_eq!(service.backend_nodes(), BTreeSet::from(["node-1"]));
     }

@@ -160,6 +160,8 @@ pub(crate) fn local_service(
         } else {
             TrafficPolicy::Cluster
         },
+        labels: fact.labels.clone(),
+        selector: fact.selector.clone(),
         ..LocalService::new(fact.name.namespace.parse().ok()?, fact.name.name.parse().ok()?)
     };
     Some(service.encode())
