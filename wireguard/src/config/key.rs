@@ -183,8 +183,12 @@ impl FromStr for PresharedKey {
     }
 }
 
-/// The 32 bytes that this text names.
-pub(crate) fn parse(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
+/// The 32 bytes that these 64 hexadecimal digits name.
+pub(crate) fn parse_hex_key(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
+    if text.len() == HEX_LENGTH { parse(text) } else { Err(KeyError) }
+}
+
+fn parse(text: &str) -> Result<Zeroizing<[u8; KEY_LENGTH]>, KeyError> {
     match text.len() {
         HEX_LENGTH => parse_hex(text.as_bytes()),
         BASE64_LENGTH => parse_base64(text),

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use ipnet::IpNet;
 
+pub(crate) use key::parse_hex_key;
 pub use key::{KEY_LENGTH, KeyError, PresharedKey, PrivateKey, PublicKey};
 
 /// One change to a value that can also be absent.

@@ -1,11 +1,18 @@
 //! How the agent configures a WireGuard device: ours or another one in user space over its UAPI socket, or the kernel's
 //! over generic netlink.
 
+mod kernel;
+mod link;
+mod user;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+pub use self::kernel::{KernelDevice, is_available as kernel_is_available};
+use self::link::{Kind, Links};
+pub use self::user::UserDevice;
 use crate::config::{DeviceState, DeviceUpdate};
 
 /// Which device carries the traffic.
@@ -41,34 +48,78 @@ pub struct Link {
 }
 
 /// A WireGuard device under control.
-#[derive(Debug)]
-pub enum Control {
-    /// In user space, over its socket.
-    User,
-    /// In the kernel, over generic netlink.
-    Kernel,
+#[derive(Debug, Clone)]
+pub struct Control {
+    device: Device,
+    links: Links,
+}
+
+#[derive(Debug, Clone)]
+enum Device {
+    User(UserDevice),
+    Kernel(KernelDevice),
 }
 
 impl Control {
-    /// Takes control of the device. The kernel's is created when it is missing; one in user space need not run yet.
+    /// Takes control of the device, in the network namespace of this thread. The kernel's is created when it is missing;
+    /// one in user space need not run yet.
     ///
     /// # Errors
-    /// When the kernel was asked for and has no WireGuard, or refuses.
-    pub async fn open(_backend: Backend, _location: &Location) -> Result<Self, ControlError> {
-        Err(ControlError::Unsupported)
+    /// When the kernel was asked for and has no WireGuard, or refuses; or when an interface of this name is of another
+    /// kind.
+    pub async fn open(backend: Backend, location: &Location) -> Result<Self, ControlError> {
+        let interface = &location.interface;
+        let links = Links::open(interface)?;
+        let found = links.find(interface).await?.map(|(_, kind)| kind);
+        let device = match choose(backend, found, interface)? {
+            Choice::User => Device::User(UserDevice::ours(location)),
+            Choice::Kernel => Device::Kernel(KernelDevice::open(interface)?),
+            Choice::NewKernel => {
+                links.create_wireguard(interface).await?;
+                Device::Kernel(KernelDevice::open(interface)?)
+            }
+            Choice::Probe => {
+                let available = kernel::is_available().await.unwrap_or_else(|error| {
+                    tracing::warn!("the kernel does not say whether it has WireGuard: {error}");
+                    false
+                });
+                match if available {
+                    links.create_wireguard(interface).await
+                } else {
+                    Err(ControlError::Unsupported)
+                } {
+                    Ok(()) => Device::Kernel(KernelDevice::open(interface)?),
+                    Err(ControlError::Unsupported) => Device::User(UserDevice::ours(location)),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        Ok(Self { device, links })
     }
 
     /// Whether this is the kernel's device, which takes no second private key and no successors.
     pub fn is_kernel(&self) -> bool {
-        matches!(self, Self::Kernel)
+        matches!(self.device, Device::Kernel(_))
     }
 
-    /// Applies the update: the device's own values, then the peers in their order.
+    /// Name of the network interface.
+    pub fn interface(&self) -> &str {
+        match &self.device {
+            Device::User(device) => device.interface(),
+            Device::Kernel(device) => device.interface(),
+        }
+    }
+
+    /// Applies the update: the device's own values, then the peers in their order. What only our device has is not told
+    /// to the kernel's.
     ///
     /// # Errors
     /// When the device is not there or refuses. What came before the refused part stays applied.
-    pub async fn apply(&self, _update: &DeviceUpdate) -> Result<(), ControlError> {
-        Err(ControlError::Unsupported)
+    pub async fn apply(&self, update: &DeviceUpdate) -> Result<(), ControlError> {
+        match &self.device {
+            Device::User(device) => device.apply(update).await,
+            Device::Kernel(device) => device.apply(update).await,
+        }
     }
 
     /// What the device is now.
@@ -76,7 +127,10 @@ impl Control {
     /// # Errors
     /// When the device is not there or what it says cannot be understood.
     pub async fn state(&self) -> Result<DeviceState, ControlError> {
-        Err(ControlError::Unsupported)
+        match &self.device {
+            Device::User(device) => device.read().await.map(|answer| answer.state),
+            Device::Kernel(device) => device.state().await,
+        }
     }
 
     /// What the device has counted; nothing for the kernel's.
@@ -84,7 +138,10 @@ impl Control {
     /// # Errors
     /// As [`state`](Self::state).
     pub async fn counters(&self) -> Result<BTreeMap<String, u64>, ControlError> {
-        Err(ControlError::Unsupported)
+        match &self.device {
+            Device::User(device) => device.read().await.map(|answer| answer.counters),
+            Device::Kernel(_) => Ok(BTreeMap::new()),
+        }
     }
 
     /// The device's network interface.
@@ -92,7 +149,10 @@ impl Control {
     /// # Errors
     /// When there is none of this name.
     pub async fn link(&self) -> Result<Link, ControlError> {
-        Err(ControlError::Unsupported)
+        let found = self.links.find(self.interface()).await?;
+        found
+            .map(|(link, _)| link)
+            .ok_or_else(|| ControlError::NoInterface { interface: self.interface().to_owned() })
     }
 
     /// Sets the interface's MTU, gives it these addresses (as /32 and /128, so that no route comes with them; others
@@ -100,8 +160,43 @@ impl Control {
     ///
     /// # Errors
     /// When there is no such interface or the kernel refuses.
-    pub async fn bring_up(&self, _mtu: u32, _addresses: &[IpAddr]) -> Result<Link, ControlError> {
-        Err(ControlError::Unsupported)
+    pub async fn bring_up(&self, mtu: u32, addresses: &[IpAddr]) -> Result<Link, ControlError> {
+        let index = self.link().await?.index;
+        self.links.bring_up(self.interface(), index, mtu, addresses).await?;
+        self.link().await
+    }
+}
+
+/// What to do about the device.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    User,
+    /// The interface is there.
+    Kernel,
+    /// The interface is to be made, or there will be no device.
+    NewKernel,
+    /// The kernel's if there is one.
+    Probe,
+}
+
+/// An interface that is there already decides what is left to choose.
+fn choose(backend: Backend, found: Option<Kind>, interface: &str) -> Result<Choice, ControlError> {
+    let wrong_kind = |kind, advice| {
+        let interface = interface.to_owned();
+        Err(ControlError::WrongKind { interface, kind, advice })
+    };
+    match (backend, found) {
+        (Backend::Auto, None) => Ok(Choice::Probe),
+        (Backend::Kernel, None) => Ok(Choice::NewKernel),
+        (Backend::Auto | Backend::Kernel, Some(Kind::Wireguard)) => Ok(Choice::Kernel),
+        (Backend::Auto | Backend::User, Some(Kind::Tun)) | (Backend::User, None) => Ok(Choice::User),
+        (Backend::Kernel, Some(Kind::Tun)) => {
+            wrong_kind("a device in user space", "end the process behind it first")
+        }
+        (Backend::User, Some(Kind::Wireguard)) => {
+            wrong_kind("WireGuard in the kernel", "`ip link delete` it first, or choose `--wireguard=kernel`")
+        }
+        (_, Some(Kind::Other)) => wrong_kind("no WireGuard device", "choose another name"),
     }
 }
 
@@ -127,6 +222,16 @@ pub enum ControlError {
     NoInterface {
         /// Its name.
         interface: String,
+    },
+    /// The interface belongs to something else.
+    #[error("the network interface `{interface}` is {kind}: {advice}")]
+    WrongKind {
+        /// Its name.
+        interface: String,
+        /// What it is.
+        kind: &'static str,
+        /// What can be done about it.
+        advice: &'static str,
     },
     /// The device did not take an update or a question.
     #[error("the WireGuard device {interface} refused {what}: {source}")]
@@ -154,4 +259,32 @@ pub enum ControlError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(backend: Backend, found: Option<Kind>) -> Result<Choice, String> {
+        choose(backend, found, "isthmus_wg0").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_interface_that_is_there_decides() {
+        assert_eq!(chosen(Backend::Auto, None), Ok(Choice::Probe));
+        assert_eq!(chosen(Backend::Auto, Some(Kind::Tun)), Ok(Choice::User));
+        assert_eq!(chosen(Backend::Auto, Some(Kind::Wireguard)), Ok(Choice::Kernel));
+        assert_eq!(chosen(Backend::Kernel, None), Ok(Choice::NewKernel));
+        assert_eq!(chosen(Backend::User, None), Ok(Choice::User));
+    }
+
+    #[test]
+    fn an_interface_of_another_kind_is_left_alone_and_named() {
+        for (backend, kind) in
+            [(Backend::Auto, Kind::Other), (Backend::User, Kind::Wireguard), (Backend::Kernel, Kind::Tun)]
+        {
+            let refusal = chosen(backend, Some(kind)).unwrap_err();
+            assert!(refusal.contains("`isthmus_wg0` is"), "{refusal}");
+        }
+    }
 }
