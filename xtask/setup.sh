@@ -3,6 +3,7 @@
 #
 #   xtask/setup.sh build    what building and the demo need
 #   xtask/setup.sh test     also what the checks and the tests need
+#   xtask/setup.sh bench    also what the benchmarks compare with
 #
 # Idempotent; does nothing when everything is there.
 set -euo pipefail
@@ -11,6 +12,7 @@ set -euo pipefail
 min_rust=1.95.0
 bpf_linker=0.13.0
 cargo_deny=0.20.2
+boringtun_cli=0.7.1
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 tools=$top/.tools/bin
@@ -18,9 +20,9 @@ export PATH="$PATH:$tools"
 
 want=${1:-build}
 case "$want" in
-build | test) ;;
+build | test | bench) ;;
 *)
-    echo "usage: xtask/setup.sh build|test" >&2
+    echo "usage: xtask/setup.sh build|test|bench" >&2
     exit 2
     ;;
 esac
@@ -29,10 +31,13 @@ main() {
     require_machine
     install_packages
     require_rust
-    if [ "$want" = test ]; then
+    if [ "$want" != build ]; then
         cargo_tool bpf-linker "$bpf_linker" LLVM_PREFIX=/usr/lib/llvm-22 -- --no-default-features --features llvm-22
         # Without the default features it leaves out its own TLS stack; without optimisation it builds in a third of the time.
         cargo_tool cargo-deny "$cargo_deny" -- --no-default-features --debug
+    fi
+    if [ "$want" = bench ]; then
+        cargo_tool boringtun-cli "$boringtun_cli" --
     fi
 }
 
@@ -68,11 +73,16 @@ install_packages() {
     [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
     rust_is_new_enough || packages+=(rustc-web cargo-web)
     [ "${STORE:-memory}" = etcd ] && need etcd etcd-server
-    if [ "$want" = test ]; then
+    [ "$want" = bench ] && need iperf3 iperf3
+    if [ "$want" != build ]; then
         need etcd etcd-server
         need etcdctl etcd-client
         need kubectl kubernetes-client
         need g++ g++
+        need unshare util-linux
+        # Encryption is tested with tools and a peer that are not ours.
+        need wg wireguard-tools
+        need wireguard-go wireguard-go
         # The eBPF object is rebuilt and compared: this compiler and its own source, and LLVM for the linker.
         [ -x /usr/bin/rustc ] || packages+=(rustc-web)
         [ -x /usr/bin/cargo ] || packages+=(cargo-web)
