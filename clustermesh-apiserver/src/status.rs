@@ -41,6 +41,9 @@ impl ApiserverStatus {
         for (file, reason) in &self.refused_files {
             problems.push(format!("cluster {}: peer file {file}: {reason}", self.cluster));
         }
+        for (policy, reasons) in &self.exporter.policies.with_problems {
+            problems.push(format!("cluster {}: {policy}: {}", self.cluster, reasons.join("; ")));
+        }
         for peer in self.peers.iter().filter(|peer| peer.state != PeerState::Ready) {
             let reason = peer.reason.as_deref().unwrap_or("no reason known yet");
             problems
@@ -72,8 +75,22 @@ pub struct ExportStatus {
     pub synced: bool,
     /// What is exported.
     pub counts: Counts,
+    /// The own cluster's network policies.
+    #[serde(default)]
+    pub policies: PolicyStatus,
     /// Objects or parts of objects that were left out, by reason.
     pub refused: BTreeMap<String, u64>,
+}
+
+/// The network policies of a cluster.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// How many there are.
+    pub total: usize,
+    /// Those that are not enforced as written, `Kind namespace/name`, and why: one sentence per problem. What such a part
+    /// would have decided is denied.
+    pub with_problems: BTreeMap<String, Vec<String>>,
 }
 
 /// How many of each there are.

@@ -78,7 +78,9 @@ async fn canaries_come_after_everything_that_there_was() {
             "cilium/state/ip/v1",
             "cilium/state/nodes/v1",
             "cilium/state/services/v1",
-            "isthmus/services/v1"
+            "isthmus/namespaces/v1",
+            "isthmus/policies/v1",
+            "isthmus/services/v1",
         ]
         .map(|prefix| format!("cilium/synced/alpha/{prefix}"))
     );
@@ -219,7 +221,7 @@ async fn an_api_that_is_down_takes_nothing_away_and_what_it_has_when_it_is_back_
         let status = export.handle.status.borrow();
         status.watches.values().filter(|watch| watch.error.is_some()).count()
     };
-    eventually("all watches to fail", || if failing(&export) == 6 { Ok(()) } else { Err(failing(&export)) })
+    eventually("all watches to fail", || if failing(&export) == 9 { Ok(()) } else { Err(failing(&export)) })
         .await;
     assert_eq!(export.keys("cilium/state/"), keys);
 

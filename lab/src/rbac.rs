@@ -26,6 +26,16 @@ pub(crate) async fn install(client: &Client) -> Result<()> {
         {"apiGroups": ["cilium.io"], "resources": ["ciliumnodes", "ciliumendpoints"], "verbs": read},
         {"apiGroups": ["cilium.io"], "resources": ["ciliumidentities"],
          "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]},
+        {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": read},
+        {"apiGroups": ["cilium.io"], "resources": ["ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"],
+         "verbs": read},
+        {"apiGroups": ["cilium.io"],
+         "resources": ["ciliumnetworkpolicies/status", "ciliumclusterwidenetworkpolicies/status"],
+         "verbs": ["patch"]},
+        {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"],
+         "resourceNames": ["ciliumnetworkpolicies.cilium.io", "ciliumclusterwidenetworkpolicies.cilium.io"],
+         "verbs": ["get"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]);
     let agent = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": read}]);
     grant(client, "isthmus-clustermesh-apiserver", APISERVER_USER, apiserver).await?;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{DaemonConfig, Engine};
 use crate::exporter::ExporterHandle;
 use crate::relay::Relay;
-use crate::status::{ApiserverStatus, Counts, ExportStatus, StoreStatus};
+use crate::status::{ApiserverStatus, Counts, ExportStatus, PolicyStatus, StoreStatus};
 
 /// The daemon as seen from outside. There from the first moment; the parts join when they have started.
 #[derive(Debug)]
@@ -166,6 +166,10 @@ impl Running {
                 services: count(status.exported.global_services),
                 endpoint_slices: 0,
                 service_exports: 0,
+            },
+            policies: PolicyStatus {
+                total: count(status.exported.policies),
+                with_problems: status.policies_with_problems.clone(),
             },
             refused: status.problems.clone(),
         }

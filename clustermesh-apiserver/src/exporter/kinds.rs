@@ -4,7 +4,12 @@ use isthmus_crds::{CiliumEndpoint, CiliumIdentity, CiliumNode};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use super::facts::{EndpointFact, IdentityFact, NamespaceFact, NodeFact, ServiceFact, SliceFact};
+use isthmus_wire::local::PolicyKind;
+
+use super::facts::{
+    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, EndpointFact, IdentityFact, NamespaceFact,
+    NetworkPolicy, NodeFact, PolicyFact, ServiceFact, SliceFact,
+};
 use super::translate::{Event, Input};
 use super::watch::Watched;
 
@@ -82,5 +87,34 @@ impl Watched for CiliumEndpoint {
 
     fn input(event: Event<EndpointFact>) -> Input {
         Input::Endpoint(event)
+    }
+}
+
+impl Watched for NetworkPolicy {
+    const API_VERSION: &'static str = "networking.k8s.io/v1";
+    const KIND: &'static str = "NetworkPolicy";
+
+    fn input(event: Event<PolicyFact>) -> Input {
+        Input::Policy(PolicyKind::NetworkPolicy, event)
+    }
+}
+
+impl Watched for CiliumNetworkPolicy {
+    const API_VERSION: &'static str = "cilium.io/v2";
+    const KIND: &'static str = "CiliumNetworkPolicy";
+    const OPTIONAL: Option<&'static str> = Some("ciliumnetworkpolicies.cilium.io");
+
+    fn input(event: Event<PolicyFact>) -> Input {
+        Input::Policy(PolicyKind::CiliumNetworkPolicy, event)
+    }
+}
+
+impl Watched for CiliumClusterwideNetworkPolicy {
+    const API_VERSION: &'static str = "cilium.io/v2";
+    const KIND: &'static str = "CiliumClusterwideNetworkPolicy";
+    const OPTIONAL: Option<&'static str> = Some("ciliumclusterwidenetworkpolicies.cilium.io");
+
+    fn input(event: Event<PolicyFact>) -> Input {
+        Input::Policy(PolicyKind::CiliumClusterwideNetworkPolicy, event)
     }
 }

@@ -108,6 +108,8 @@ impl ExporterMetrics {
         set(Section::Addresses, counts.addresses);
         set(Section::Services, counts.services);
         set(Section::LocalServices, counts.local_services);
+        set(Section::LocalPolicies, counts.policies);
+        set(Section::LocalNamespaces, counts.namespaces);
         self.pods_without_identity.set(counts.pods_without_identity as i64);
     }
 }

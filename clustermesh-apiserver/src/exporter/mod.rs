@@ -10,13 +10,16 @@
 //! - `translate`: a pure state machine from events about facts to changes of keys.
 //! - `watch`, `kinds`: the watches of the Kubernetes API.
 //! - `identity_store`: identities as objects of the Kubernetes API.
+//! - `policy_status`: what is said of a policy in its own status.
 //! - `report`: what could not be used, told in logs, counters, Kubernetes Events and the status.
 //!
 //! There is no delay on the way: an event is translated when it arrives, together with those that have arrived
 //! meanwhile. Keys are written once they differ, in sections whose canaries come last (wire format, section A.4).
 //!
-//! What it needs of the Kubernetes API: list and watch on services, endpointslices.discovery.k8s.io, namespaces and
-//! ciliumidentities.cilium.io; with `Source::Kubernetes` also on pods and nodes, and get, create and delete on
+//! What it needs of the Kubernetes API: list and watch on services, endpointslices.discovery.k8s.io, namespaces,
+//! networkpolicies.networking.k8s.io, ciliumnetworkpolicies, ciliumclusterwidenetworkpolicies and ciliumidentities.cilium.io;
+//! get on customresourcedefinitions, to tell kinds that are not installed; patch on the status of the two kinds of Cilium's
+//! policies, unless with `Source::Cilium`; with `Source::Kubernetes` also on pods and nodes, and get, create and delete on
 //! ciliumidentities; with `Source::Cilium` also on ciliumnodes and ciliumendpoints; and create and patch on
 //! events.events.k8s.io, which it can do without.
 
@@ -24,6 +27,7 @@ mod facts;
 mod identity_store;
 mod kinds;
 mod metrics;
+mod policy_status;
 mod problem;
 mod report;
 mod status;
@@ -47,6 +51,7 @@ use tokio::sync::{mpsc, watch as notice};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::facts::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy};
 use self::identity_store::IdentityStore;
 use self::problem::Subject;
 use self::report::Reporter;
@@ -193,6 +198,11 @@ impl Exporter {
         let identities =
             IdentityStore::new(self.client.clone(), inputs.clone(), self.metrics.clone(), shutdown.clone());
         let mut tasks = JoinSet::new();
+        let (policies, judged) = mpsc::unbounded_channel();
+        // Where Cilium runs, its operator says what it thinks of a policy.
+        if self.config.source == Source::Kubernetes {
+            tasks.spawn(policy_status::keep(self.client.clone(), judged, shutdown.clone()));
+        }
         tasks.spawn(report::send_events(self.client.clone(), findings, shutdown.clone()));
         start_watches(&mut tasks, &self.client, self.config.source, &inputs, &reporter, &shutdown);
 
@@ -203,6 +213,7 @@ impl Exporter {
             retention: self.config.identity_retention,
             sections: Sections::new(&self.writer, &self.config.cluster),
             identities: identities.clone(),
+            policies,
             reporter,
             metrics: self.metrics,
             ready: self.ready,
@@ -241,6 +252,7 @@ fn start_watches(
         })+}};
     }
     watch!(Namespace, Service, EndpointSlice, CiliumIdentity);
+    watch!(NetworkPolicy, CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy);
     match source {
         Source::Kubernetes => watch!(Node, Pod),
         Source::Cilium => watch!(CiliumNode, CiliumEndpoint),
@@ -275,6 +287,8 @@ struct Work {
     retention: Duration,
     sections: Sections,
     identities: IdentityStore,
+    /// Unbounded, but for what the translation knows anyway: each policy is in it about as often as it changes.
+    policies: mpsc::UnboundedSender<policy_status::Seen>,
     reporter: Reporter,
     metrics: ExporterMetrics,
     ready: notice::Sender<bool>,
@@ -329,6 +343,11 @@ impl Work {
         }
         for action in output.identities {
             self.identities.carry_out(action);
+        }
+        for (kind, name, policy) in output.policies {
+            self.reporter.policy(kind, &name, policy.as_ref());
+            // Without a receiver somebody else writes the status.
+            let _ = self.policies.send(((kind, name), policy));
         }
         for (kind, name, finding) in output.findings {
             let api_version = if kind == "CiliumIdentity" { "cilium.io/v2" } else { "v1" };

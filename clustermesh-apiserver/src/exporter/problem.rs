@@ -58,11 +58,17 @@ pub(crate) enum Reason {
     IdentityRefused,
     /// The value is larger than etcd takes.
     TooLarge,
+    /// A policy has a part that cannot be read.
+    InvalidPolicy,
+    /// A policy has a part that is not supported.
+    UnsupportedPolicy,
+    /// A policy selects no pod.
+    PolicySelectsNothing,
 }
 
 impl Reason {
     /// Every reason, for whoever shows them all.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::InvalidObject,
         Self::InvalidAnnotation,
         Self::InvalidAddress,
@@ -71,6 +77,9 @@ impl Reason {
         Self::IdentitiesExhausted,
         Self::IdentityRefused,
         Self::TooLarge,
+        Self::InvalidPolicy,
+        Self::UnsupportedPolicy,
+        Self::PolicySelectsNothing,
     ];
 
     /// In PascalCase, as Kubernetes Events have it.
@@ -84,6 +93,9 @@ impl Reason {
             Self::IdentitiesExhausted => "IdentitiesExhausted",
             Self::IdentityRefused => "IdentityRefused",
             Self::TooLarge => "TooLarge",
+            Self::InvalidPolicy => "InvalidPolicy",
+            Self::UnsupportedPolicy => "UnsupportedPolicy",
+            Self::PolicySelectsNothing => "PolicySelectsNothing",
         }
     }
 }

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use isthmus_wire::local::PolicyKind;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::watcher;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::facts::{Name, PolicyFact};
 use super::metrics::ExporterMetrics;
 use super::problem::{Finding, Subject};
 use super::status::ExporterStatus;
@@ -87,6 +89,30 @@ impl Reporter {
         let _ = self.events.try_send((subject.clone(), finding));
     }
 
+    /// A policy as it is now (`None`: gone), for the status page.
+    pub(crate) fn policy(&self, kind: PolicyKind, name: &Name, policy: Option<&PolicyFact>) {
+        let problems: Vec<String> = policy
+            .iter()
+            .flat_map(|policy| policy.problems.iter())
+            .filter(|problem| problem.is_failure())
+            .map(ToString::to_string)
+            .collect();
+        let key = format!("{kind} {name}");
+        self.status.send_if_modified(|status| {
+            let known = &mut status.policies_with_problems;
+            let before = known.get(&key).map(Vec::as_slice).unwrap_or_default();
+            if before == problems {
+                return false;
+            }
+            if problems.is_empty() {
+                known.remove(&key);
+            } else if known.len() < REMEMBERED || known.contains_key(&key) {
+                known.insert(key, problems);
+            }
+            true
+        });
+    }
+
     /// A watch has failed. It is told when what it says is new.
     pub(crate) fn watch_failed(&self, kind: &'static str, error: &watcher::Error, advice: &str) {
         self.metrics.watch_error(kind);
@@ -110,11 +136,27 @@ impl Reporter {
             let watch = status.watches.entry(kind.to_owned()).or_default();
             if watch.error.take().is_some() {
                 tracing::info!(kind, "the Kubernetes API is being watched again");
-            } else if watch.synced || !list_is_complete {
+            } else if (watch.synced && !watch.absent) || !list_is_complete {
                 return false;
             }
             watch.synced |= list_is_complete;
+            watch.absent &= !list_is_complete;
             true
+        });
+    }
+
+    /// There is nothing to watch: the cluster does not have the kind, and need not.
+    pub(crate) fn watch_absent(&self, kind: &'static str) {
+        self.failures().remove(kind);
+        self.status.send_if_modified(|status| {
+            let watch = status.watches.entry(kind.to_owned()).or_default();
+            let absent = super::status::WatchStatus { synced: true, absent: true, error: None };
+            let news = *watch != absent;
+            if news {
+                tracing::info!(kind, "the cluster does not have this kind; it is watched once it is there");
+                *watch = absent;
+            }
+            news
         });
     }
 

@@ -18,6 +18,8 @@ pub struct ExporterStatus {
     pub sections: BTreeMap<String, bool>,
     /// How much is exported.
     pub exported: ExportedCounts,
+    /// Policies that are not enforced as written, and why: `Kind namespace/name` to one sentence per problem.
+    pub policies_with_problems: BTreeMap<String, Vec<String>>,
     /// How many times something in an object could not be used, by reason. The log says what.
     pub problems: BTreeMap<String, u64>,
 }
@@ -28,6 +30,9 @@ pub struct ExporterStatus {
 pub struct WatchStatus {
     /// Whether a complete list has been seen.
     pub synced: bool,
+    /// Whether the cluster does not have the kind, and need not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
     /// Why it does not work at present, and what to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -49,6 +54,9 @@ pub struct ExportedCounts {
     pub local_services: u64,
     /// Pods that wait for an identity or cannot get one. Not exported.
     pub pods_without_identity: u64,
+    /// Network policies.
+    #[serde(default)]
+    pub policies: u64,
 }
 
 impl From<Counts> for ExportedCounts {
@@ -60,6 +68,7 @@ impl From<Counts> for ExportedCounts {
             global_services: counts.services as u64,
             local_services: counts.local_services as u64,
             pods_without_identity: counts.pods_without_identity as u64,
+            policies: counts.policies as u64,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::DeserializeGuard;
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -31,6 +32,9 @@ pub(crate) trait Watched:
     const KIND: &'static str;
     /// What to do when the API does not have the kind.
     const IF_ABSENT: &'static str = "check the version of the Kubernetes API";
+    /// The definition of a kind that a cluster need not have. Without it there are no objects, and there will be some
+    /// once it has been installed.
+    const OPTIONAL: Option<&'static str> = None;
 
     fn input(event: Event<Self::Fact>) -> Input;
 }
@@ -39,7 +43,19 @@ pub(crate) trait Watched:
 pub(crate) async fn watch<K: Watched>(client: Client, inputs: mpsc::Sender<Input>, reporter: Reporter) {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
     let mut delay = RetryDelay::default();
-    while follow(api.clone(), &inputs, &reporter).await == Followed::Expired {
+    loop {
+        match follow(api.clone(), &inputs, &reporter).await {
+            Followed::Unwanted => return,
+            Followed::Expired => {}
+            Followed::Absent => {
+                reporter.watch_absent(K::KIND);
+                for event in [Event::ListBegins, Event::ListEnds] {
+                    if inputs.send(K::input(event)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
         delay.reset();
         tokio::time::sleep(delay.pause()).await;
     }
@@ -52,6 +68,8 @@ enum Followed {
     Unwanted,
     /// The revision to go on from has expired, so that there has to be a new list.
     Expired,
+    /// The cluster does not have the kind at present, and need not.
+    Absent,
 }
 
 async fn follow<K: Watched>(
@@ -59,6 +77,7 @@ async fn follow<K: Watched>(
     inputs: &mpsc::Sender<Input>,
     reporter: &Reporter,
 ) -> Followed {
+    let client = api.clone().into_client();
     let config = watcher::Config::default().timeout(WATCH_SECONDS);
     let mut events = watcher(api, config).backoff(RetryDelay::default()).boxed();
     while let Some(event) = events.next().await {
@@ -83,10 +102,25 @@ async fn follow<K: Watched>(
             Err(watcher::Error::WatchError(status)) if status.code == 410 => {
                 tracing::debug!(kind = K::KIND, "the watch has expired: {}", status.message);
             }
+            Err(error) if is_not_found(&error) && is_absent::<K>(&client).await => return Followed::Absent,
             Err(error) => reporter.watch_failed(K::KIND, &error, &advice::<K>(&error)),
         }
     }
     Followed::Expired
+}
+
+fn is_not_found(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) if status.is_not_found())
+}
+
+/// Whether an optional kind is certainly not there. An API that has the definition and only does not serve the kind (yet,
+/// or any more) proves nothing: policies must not be forgotten while it restarts.
+async fn is_absent<K: Watched>(client: &Client) -> bool {
+    let Some(name) = K::OPTIONAL else { return false };
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    matches!(definitions.get_metadata_opt(name).await, Ok(None))
 }
 
 fn fact_event<K: Watched>(event: watcher::Event<DeserializeGuard<K>>, reporter: &Reporter) -> Event<K::Fact> {

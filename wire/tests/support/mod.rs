@@ -338,17 +338,23 @@ pub(crate) fn local_service() -> impl Strategy<Value = LocalService> {
         });
     let affinity = prop_oneof![Just(Affinity::None), Just(Affinity::Local), Just(Affinity::Remote)];
     let lists = (vec(ip(), 0..3), vec(port, 0..3), btree_map(ip(), backend, 0..4));
-    (namespace(), object_name(), lists, any::<(bool, bool, bool)>(), affinity, any::<Option<u32>>()).prop_map(
-        |(namespace, name, lists, (global, shared, local), affinity, session_affinity)| LocalService {
-            cluster_ips: lists.0,
-            ports: lists.1,
-            backends: lists.2,
-            global,
-            shared,
-            affinity,
-            session_affinity,
-            internal_traffic_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            ..LocalService::new(namespace, name)
+    let names = (namespace(), object_name());
+    let maps = (texts(), texts());
+    (names, lists, any::<(bool, bool, bool)>(), affinity, any::<Option<u32>>(), maps).prop_map(
+        |((namespace, name), lists, (global, shared, local), affinity, session_affinity, maps)| {
+            LocalService {
+                labels: maps.0,
+                selector: maps.1,
+                cluster_ips: lists.0,
+                ports: lists.1,
+                backends: lists.2,
+                global,
+                shared,
+                affinity,
+                session_affinity,
+                internal_traffic_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+                ..LocalService::new(namespace, name)
+            }
         },
     )
 }

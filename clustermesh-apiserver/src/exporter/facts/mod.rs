@@ -9,6 +9,7 @@ mod identity;
 mod namespace;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod slice;
 
@@ -26,6 +27,11 @@ pub(crate) use identity::IdentityFact;
 pub(crate) use namespace::NamespaceFact;
 pub(crate) use node::NodeFact;
 pub(crate) use pod::{Assigned, EndpointFact, Host};
+#[cfg(test)]
+pub(crate) use policy::understand;
+pub(crate) use policy::{
+    CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy, PolicyFact, policy_key,
+};
 pub(crate) use service::{ServiceFact, ServiceKind};
 pub(crate) use slice::{Backend, BackendState, SliceFact};
 

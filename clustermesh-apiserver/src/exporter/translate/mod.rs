@@ -10,6 +10,7 @@
 mod endpoints;
 mod identities;
 mod nodes;
+mod policies;
 mod services;
 mod table;
 #[cfg(test)]
@@ -21,15 +22,18 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
+use isthmus_wire::local::PolicyKind;
 use isthmus_wire::{ClusterId, ClusterName, Labels, MaxConnectedClusters, Prefix, Resource};
 
 use self::endpoints::{Endpoints, Namespaces, Verdict};
 use self::identities::{Identities, LabelSet};
 use self::nodes::Nodes;
+use self::policies::Policies;
 use self::services::{Audience, Services};
 use self::table::Table;
 use super::facts::{
-    EndpointFact, IdentityFact, Name, NamespaceFact, NodeFact, ServiceFact, ServiceKind, SliceFact,
+    EndpointFact, IdentityFact, Name, NamespaceFact, NodeFact, PolicyFact, ServiceFact, ServiceKind,
+    SliceFact,
 };
 use super::problem::{Finding, Reason};
 
@@ -67,6 +71,7 @@ pub(crate) enum Input {
     Node(Event<NodeFact>),
     Endpoint(Event<EndpointFact>),
     Identity(Event<IdentityFact>),
+    Policy(PolicyKind, Event<PolicyFact>),
     /// Kubernetes does not store the identity that was asked for.
     IdentityRefused {
         id: u32,
@@ -82,11 +87,20 @@ pub(crate) enum Section {
     Addresses,
     Services,
     LocalServices,
+    LocalPolicies,
+    LocalNamespaces,
 }
 
 impl Section {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Nodes, Self::Identities, Self::Addresses, Self::Services, Self::LocalServices];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Nodes,
+        Self::Identities,
+        Self::Addresses,
+        Self::Services,
+        Self::LocalServices,
+        Self::LocalPolicies,
+        Self::LocalNamespaces,
+    ];
 
     /// In words that fit a metric's label.
     pub(crate) fn as_str(self) -> &'static str {
@@ -96,6 +110,8 @@ impl Section {
             Self::Addresses => "ip",
             Self::Services => "services",
             Self::LocalServices => "local-services",
+            Self::LocalPolicies => "local-policies",
+            Self::LocalNamespaces => "local-namespaces",
         }
     }
 
@@ -107,6 +123,8 @@ impl Section {
             Self::Addresses => Prefix::State(Resource::Ip),
             Self::Services => Prefix::State(Resource::Services),
             Self::LocalServices => Prefix::LocalServices,
+            Self::LocalPolicies => Prefix::LocalPolicies,
+            Self::LocalNamespaces => Prefix::LocalNamespaces,
         }
     }
 }
@@ -125,6 +143,8 @@ pub(crate) struct Output {
     /// At most one per key.
     pub writes: Vec<Write>,
     pub identities: Vec<IdentityAction>,
+    /// Policies as they are now (`None`: gone), for their status.
+    pub policies: Vec<(PolicyKind, Name, Option<PolicyFact>)>,
     /// What could not be exported, by kind and name of the object.
     pub findings: Vec<(&'static str, Name, Finding)>,
     /// Sections of which everything there was at the start has now been written.
@@ -140,6 +160,8 @@ pub(crate) struct Counts {
     pub services: usize,
     pub local_services: usize,
     pub pods_without_identity: usize,
+    pub policies: usize,
+    pub namespaces: usize,
 }
 
 #[derive(Debug)]
@@ -150,6 +172,7 @@ pub(crate) struct Translator {
     nodes: Nodes,
     endpoints: Endpoints,
     identities: Identities,
+    policies: Policies,
     exported_identities: HashSet<Name>,
     startup: Startup,
 }
@@ -165,6 +188,9 @@ struct Startup {
 #[derive(Debug)]
 struct KnownNamespaces {
     table: Table<NamespaceFact>,
+    /// Those whose key may say something else now.
+    dirty: BTreeSet<Name>,
+    exported: HashSet<Name>,
     global_by_default: bool,
 }
 
@@ -179,12 +205,15 @@ impl Translator {
         Self {
             namespaces: KnownNamespaces {
                 table: Table::default(),
+                dirty: BTreeSet::new(),
+                exported: HashSet::new(),
                 global_by_default: settings.namespaces_are_global,
             },
             services: Services::default(),
             nodes: Nodes::default(),
             endpoints: Endpoints::new(settings.cluster.clone()),
             identities: Identities::new(settings.identities(), settings.allocates),
+            policies: Policies::default(),
             exported_identities: HashSet::new(),
             startup: Startup::default(),
             settings,
@@ -204,6 +233,7 @@ impl Translator {
             }
             Input::Endpoint(event) => self.endpoints.apply(event, &self.namespaces, &mut self.identities),
             Input::Identity(event) => self.identities.apply(event),
+            Input::Policy(kind, event) => self.policies.apply(kind, event),
             Input::IdentityRefused { id, why } => self.identities.refused(id, &why),
         }
     }
@@ -226,6 +256,8 @@ impl Translator {
         self.drain_identities(&mut output);
         self.drain_addresses(&mut output);
         self.drain_services(&mut output);
+        self.drain_namespaces(&mut output);
+        self.drain_policies(&mut output);
         for unassigned in self.identities.take_unassigned() {
             if let Some(pod) = self.endpoints.example_of(&unassigned.labels) {
                 output.findings.push(("Pod", pod.clone(), unassigned.finding));
@@ -244,11 +276,14 @@ impl Translator {
             services: self.services.exported(Audience::Mesh),
             local_services: self.services.exported(Audience::Local),
             pods_without_identity: self.identities.pods_without(),
+            policies: self.policies.exported(),
+            namespaces: self.namespaces.exported.len(),
         }
     }
 
     fn apply_namespace(&mut self, event: Event<NamespaceFact>) {
         for change in self.namespaces.table.apply(event) {
+            self.namespaces.dirty.insert(change.name.clone());
             let namespace = change.name.name;
             self.endpoints.namespace_changed(&namespace, &self.namespaces, &mut self.identities);
             let global = |fact: &NamespaceFact| fact.global.unwrap_or(self.settings.namespaces_are_global);
@@ -371,6 +406,35 @@ impl Translator {
         }
     }
 
+    fn drain_namespaces(&mut self, output: &mut Output) {
+        for name in std::mem::take(&mut self.namespaces.dirty) {
+            let value = self.namespaces.table.get(&name).map(values::local_namespace);
+            let exported = &mut self.namespaces.exported;
+            let was = if value.is_some() { !exported.insert(name.clone()) } else { exported.remove(&name) };
+            output.write(
+                Section::LocalNamespaces,
+                "Namespace",
+                &name,
+                was,
+                || values::local_namespace_key(&name),
+                value,
+            );
+        }
+    }
+
+    fn drain_policies(&mut self, output: &mut Output) {
+        for (kind, name) in self.policies.take_dirty() {
+            let value = self.policies.get(kind, &name).map(|policy| policy.says.encode());
+            let was = self.policies.note(kind, &name, value.is_some());
+            let key = || values::local_policy_key(kind, &name);
+            output.write(Section::LocalPolicies, kind.kind(), &name, was, key, value);
+        }
+        for (kind, name) in self.policies.take_judged() {
+            let policy = self.policies.get(kind, &name).cloned();
+            output.policies.push((kind, name, policy));
+        }
+    }
+
     fn knows_all_pods(&self) -> bool {
         self.namespaces.table.is_synced()
             && self.endpoints.is_synced()
@@ -394,6 +458,8 @@ impl Translator {
                 Section::Nodes => self.nodes.is_synced(),
                 Section::Identities | Section::Addresses => identities_stored,
                 Section::Services | Section::LocalServices => services,
+                Section::LocalPolicies => self.policies.is_synced(),
+                Section::LocalNamespaces => self.namespaces.table.is_synced(),
             };
             if complete && self.startup.completed.insert(section) {
                 output.completed.push(section);

@@ -8,13 +8,15 @@ use std::net::IpAddr;
 use bytes::Bytes;
 use isthmus_wire::annotation::Affinity;
 use isthmus_wire::key::ObjectKey;
-use isthmus_wire::local::{LocalBackend, LocalPort, LocalService};
+use isthmus_wire::local::{LocalBackend, LocalNamespace, LocalPort, LocalService, PolicyKind};
 use isthmus_wire::value::{
     NodeAddress, PodCidr, PortName, ServicePort, ServicePorts, TrafficPolicy, Zone, ZoneHint,
 };
 use isthmus_wire::{ClusterService, IpEntry, IpIdentityPair, Key, Node, NumericIdentity, Tree};
 
-use super::super::facts::{BackendState, EndpointFact, Name, NodeFact, ServiceFact};
+use super::super::facts::{
+    BackendState, EndpointFact, Name, NamespaceFact, NodeFact, ServiceFact, policy_key,
+};
 use super::Settings;
 use super::services::Merged;
 
@@ -165,4 +167,16 @@ pub(crate) fn local_service(
         ..LocalService::new(fact.name.namespace.parse().ok()?, fact.name.name.parse().ok()?)
     };
     Some(service.encode())
+}
+
+pub(crate) fn local_policy_key(kind: PolicyKind, name: &Name) -> Option<Bytes> {
+    Some(Key::LocalPolicy(policy_key(kind, name)?).to_bytes())
+}
+
+pub(crate) fn local_namespace_key(name: &Name) -> Option<Bytes> {
+    Some(Key::LocalNamespace(name.name.parse().ok()?).to_bytes())
+}
+
+pub(crate) fn local_namespace(fact: &NamespaceFact) -> Bytes {
+    LocalNamespace { labels: fact.labels.clone() }.encode()
 }

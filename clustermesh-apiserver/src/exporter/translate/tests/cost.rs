@@ -47,7 +47,7 @@ fn ten_thousand_pods_cost_one_write_each_and_a_node_those_of_its_pods() {
     (0..PODS).for_each(|n| world.apply(Input::Endpoint(Event::Applied(pod(n)))));
     assert_eq!(world.asked.len(), LABEL_SETS);
     world.answer();
-    assert_eq!(world.writes, NODES + PODS + LABEL_SETS);
+    assert_eq!(world.writes, NODES + PODS + LABEL_SETS + 1, "and one for the namespace");
     assert_eq!(world.translator.counts().pods_without_identity, 0);
 
     world.writes = 0;

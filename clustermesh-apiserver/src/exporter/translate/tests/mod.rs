@@ -99,6 +99,9 @@ impl World {
         ] {
             self.apply(input);
         }
+        for kind in PolicyKind::ALL {
+            self.apply(Input::Policy(kind, Event::ListEnds));
+        }
     }
 
     /// Does what was asked for, as a Kubernetes API does it that nobody else uses.

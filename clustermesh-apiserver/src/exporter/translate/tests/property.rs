@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::*;
 use super::{World, fact, identity};
+use crate::exporter::facts::NetworkPolicy;
 
 /// The Kubernetes API, its objects as JSON.
 #[derive(Clone, Debug, Default)]
@@ -24,10 +25,12 @@ enum Kind {
     Slice,
     Node,
     Pod,
+    Policy,
     Identity,
 }
 
-const KINDS: [Kind; 6] = [Kind::Namespace, Kind::Service, Kind::Slice, Kind::Node, Kind::Pod, Kind::Identity];
+const KINDS: [Kind; 7] =
+    [Kind::Namespace, Kind::Service, Kind::Slice, Kind::Node, Kind::Pod, Kind::Policy, Kind::Identity];
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let kind = prop::sample::select(&KINDS[..5]);
+    let kind = prop::sample::select(&KINDS[..6]);
     let told = prop_oneof![6 => Just(1u8), 1 => Just(0), 1 => Just(2)];
     let step = prop_oneof![
         8 => (kind.clone(), 0..4u8, 0..8u8, told.clone())
@@ -94,6 +97,11 @@ fn object(kind: Kind, which: u8, variant: u8) -> Value {
             "status": {"phase": if variant == 6 { "Succeeded" } else { "Running" },
                        "podIP": format!("10.0.0.{}", variant % 3), "hostIP": "192.0.2.1"},
         }),
+        Kind::Policy => json!({
+            "metadata": {"namespace": namespace, "name": format!("policy-{which}"), "uid": format!("{}", variant % 2),
+                         "generation": variant},
+            "spec": {"podSelector": {"matchLabels": {"app": format!("{}", variant % 3)}}},
+        }),
         Kind::Identity => unreachable!("identities are not made by steps"),
     }
 }
@@ -121,6 +129,18 @@ fn event(kind: Kind, object: Value, wrap: Wrap) -> Input {
         Kind::Slice => wrap!(Slice, EndpointSlice),
         Kind::Node => wrap!(Node, Node),
         Kind::Pod => wrap!(Endpoint, Pod),
+        Kind::Policy => {
+            let fact = fact::<NetworkPolicy>(object);
+            let (name, uid) = (fact.name.clone(), String::new());
+            Input::Policy(
+                PolicyKind::NetworkPolicy,
+                match wrap {
+                    Wrap::Listed => Event::Listed(fact),
+                    Wrap::Applied => Event::Applied(fact),
+                    Wrap::Deleted => Event::Deleted { name, uid },
+                },
+            )
+        }
         Kind::Identity => unreachable!("identities are not JSON here"),
     }
 }
@@ -136,6 +156,10 @@ fn mark(kind: Kind, begins: bool) -> Input {
     macro_rules! mark {
         ($($kind:ident => $variant:ident),+) => {
             match kind {
+                Kind::Policy => Input::Policy(
+                    PolicyKind::NetworkPolicy,
+                    if begins { Event::ListBegins } else { Event::ListEnds },
+                ),
                 $(Kind::$kind => Input::$variant(if begins { Event::ListBegins } else { Event::ListEnds }),)+
             }
         };
@@ -172,6 +196,13 @@ impl Cluster {
             IdentityAction::Delete { .. } => unreachable!("no garbage is collected here"),
         }
         true
+    }
+}
+
+/// A cluster without the definitions of Cilium's kinds of policies.
+fn no_cilium_policies(world: &mut World) {
+    for kind in [PolicyKind::CiliumNetworkPolicy, PolicyKind::CiliumClusterwideNetworkPolicy] {
+        world.apply(Input::Policy(kind, Event::ListEnds));
     }
 }
 
@@ -239,9 +270,11 @@ proptest! {
             cluster.list(kind, true, &mut world);
         }
         while cluster.answer(&mut world) {}
+        no_cilium_policies(&mut world);
         prop_assert_eq!(world.completed.len(), Section::ALL.len());
 
         let mut fresh = World::new(true);
+        no_cilium_policies(&mut fresh);
         for kind in KINDS.into_iter().rev() {
             cluster.list(kind, true, &mut fresh);
         }
