@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::report::Reporter;
 use crate::api::{self, Api};
+use crate::datapath::routing::{self, RoutingError};
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, MapSizes};
 use crate::mesh::Own;
 use crate::metrics::Metrics;
@@ -78,6 +79,9 @@ pub enum DaemonError {
     /// The kernel's side.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// The way to the encryption device.
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
     /// The kubeconfig cannot be used.
     #[error("--kubeconfig: {0}")]
     Kubeconfig(#[from] kube::config::KubeconfigError),
@@ -193,12 +197,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     outcome
 }
 
-/// Detaches everything and removes the pins: what uninstalling does.
+/// Detaches everything, removes the pins, and the rule and routes to the encryption device: what uninstalling does.
 ///
 /// # Errors
-/// The pins cannot be removed.
+/// The pins, the rule or the routes cannot be removed.
 pub fn cleanup(bpf_fs: &Path) -> Result<(), DaemonError> {
-    Ok(Datapath::remove_pins(bpf_fs)?)
+    Datapath::remove_pins(bpf_fs)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(routing::remove())?)
 }
 
 fn open(config: &Config) -> Result<Datapath, DatapathError> {

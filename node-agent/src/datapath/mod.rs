@@ -21,6 +21,7 @@ mod links;
 mod load;
 mod map;
 pub mod ops;
+pub mod routing;
 mod sys;
 
 use std::fmt;

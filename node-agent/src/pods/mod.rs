@@ -5,14 +5,17 @@
 //! to the network namespace, the namespace to the interfaces. Until the sandbox is up, this is tried again.
 
 mod cgroup;
+mod places;
 mod veth;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
+use isthmus_bpf_abi::LocalPod;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::watcher;
@@ -20,8 +23,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::veth::VethError;
-use crate::datapath::{Datapath, DatapathError};
+use self::places::Places;
+use self::veth::{PodInterface, VethError};
+use crate::datapath::{Datapath, DatapathError, OpError};
 use crate::kubernetes;
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
@@ -29,7 +33,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// How often attached pods are looked at for an exchanged sandbox.
 const CHECK: Duration = Duration::from_secs(10);
 
-/// Where packet programs can be attached.
+/// Where packet programs can be attached, and pods be found by address.
 pub trait Attach: Send + Sync + 'static {
     /// Attaches the programs to an interface.
     ///
@@ -46,6 +50,21 @@ pub trait Attach: Send + Sync + 'static {
     /// # Errors
     /// They cannot be listed.
     fn attached(&self) -> Result<Vec<u32>, DatapathError>;
+    /// Says where the pod with an address is.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    fn place(&self, addr: IpAddr, pod: LocalPod) -> Result<(), OpError>;
+    /// Forgets it. What is not known is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn unplace(&self, addr: IpAddr) -> Result<(), OpError>;
+    /// Addresses of this and of an earlier run.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    fn placed(&self) -> Result<Vec<IpAddr>, DatapathError>;
 }
 
 impl Attach for Datapath {
@@ -59,6 +78,18 @@ impl Attach for Datapath {
 
     fn attached(&self) -> Result<Vec<u32>, DatapathError> {
         self.attached_pods()
+    }
+
+    fn place(&self, addr: IpAddr, pod: LocalPod) -> Result<(), OpError> {
+        self.put_local_pod(addr, pod)
+    }
+
+    fn unplace(&self, addr: IpAddr) -> Result<(), OpError> {
+        self.remove_local_pod(addr)
+    }
+
+    fn placed(&self) -> Result<Vec<IpAddr>, DatapathError> {
+        Ok(self.local_pods()?.into_iter().map(|(addr, _)| addr).collect())
     }
 }
 
@@ -139,16 +170,19 @@ pub async fn run(
 struct NodePods {
     paths: PodPaths,
     attach: Arc<dyn Attach>,
-    pods: HashMap<String, LocalPod>,
+    pods: HashMap<String, KnownPod>,
+    places: Places,
     /// Interfaces that an earlier run attached to and no pod has claimed yet.
     inherited: BTreeSet<u32>,
     listed: bool,
     error: Option<String>,
 }
 
-struct LocalPod {
+struct KnownPod {
     name: String,
-    interfaces: Vec<u32>,
+    /// As its status has them; none until the kubelet has told.
+    addresses: Vec<IpAddr>,
+    interfaces: Vec<PodInterface>,
     waiting: Option<String>,
     due: Instant,
     backoff: Duration,
@@ -162,6 +196,7 @@ impl NodePods {
         });
         Self {
             paths,
+            places: Places::new(attach.clone()),
             attach,
             pods: HashMap::new(),
             inherited: inherited.into_iter().collect(),
@@ -182,25 +217,31 @@ impl NodePods {
             pod.metadata.name.as_deref().unwrap_or_default()
         );
         let now = Instant::now();
-        let known = self.pods.entry(uid.clone()).or_insert_with(|| LocalPod {
+        let known = self.pods.entry(uid.clone()).or_insert_with(|| KnownPod {
             name,
+            addresses: Vec::new(),
             interfaces: Vec::new(),
             waiting: Some("not looked at yet".to_owned()),
             due: now,
             backoff: FIRST_RETRY,
         });
+        known.addresses = addresses(pod);
         // A pod that changes may just have got its sandbox.
         if known.waiting.is_some() {
             known.due = now;
             known.backoff = FIRST_RETRY;
             self.check(&uid).await;
+        } else if let Err(error) = self.places.set(&uid, &known.addresses, &known.interfaces) {
+            self.settle(&uid, Err(error.to_string()));
         }
     }
 
     fn remove(&mut self, uid: &str) {
         if let Some(pod) = self.pods.remove(uid) {
+            // Nothing is handed to an interface that may be another pod's by now.
+            self.places.remove(uid);
             for interface in pod.interfaces {
-                self.detach(interface);
+                self.detach(interface.host);
             }
         }
     }
@@ -219,6 +260,7 @@ impl NodePods {
     /// must keep its programs.
     fn release_inherited(&mut self) {
         if self.listed && self.pods.values().all(|pod| pod.waiting.is_none()) {
+            self.places.release_inherited();
             for interface in std::mem::take(&mut self.inherited) {
                 self.detach(interface);
             }
@@ -242,15 +284,18 @@ impl NodePods {
 
     async fn check(&mut self, uid: &str) {
         let Some(pod) = self.pods.get(uid) else { return };
-        if pod.waiting.is_none() && pod.interfaces.iter().all(|interface| veth::exists(*interface)) {
+        if pod.waiting.is_none() && pod.interfaces.iter().all(|interface| veth::exists(interface.host)) {
             self.settle(uid, Ok(None));
             return;
         }
         let found = interfaces(&self.paths, uid).await;
+        let known = self.pods.get(uid).map(|pod| pod.addresses.clone()).unwrap_or_default();
         let attached = found.and_then(|found| {
             if let Some(found) = &found {
+                // First: the program takes a pod's word for no address that it does not know to be the pod's.
+                self.places.set(uid, &known, found).map_err(|error| error.to_string())?;
                 for interface in found {
-                    self.attach.attach(*interface).map_err(|error| error.to_string())?;
+                    self.attach.attach(interface.host).map_err(|error| error.to_string())?;
                 }
             }
             Ok(found)
@@ -259,7 +304,7 @@ impl NodePods {
     }
 
     /// Takes in what became of a look at a pod: its interfaces, or nothing new.
-    fn settle(&mut self, uid: &str, looked: Result<Option<Vec<u32>>, String>) {
+    fn settle(&mut self, uid: &str, looked: Result<Option<Vec<PodInterface>>, String>) {
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let now = Instant::now();
         let mut former = Vec::new();
@@ -267,9 +312,10 @@ impl NodePods {
             Ok(found) => {
                 if let Some(found) = found {
                     for interface in &found {
-                        self.inherited.remove(interface);
+                        self.inherited.remove(&interface.host);
                     }
-                    tracing::info!(pod = %pod.name, interfaces = ?found, "attached");
+                    let indices: Vec<u32> = found.iter().map(|interface| interface.host).collect();
+                    tracing::info!(pod = %pod.name, interfaces = ?indices, addresses = ?pod.addresses, "attached");
                     former = std::mem::replace(&mut pod.interfaces, found);
                 }
                 pod.waiting = None;
@@ -285,13 +331,13 @@ impl NodePods {
         }
         // Those of an exchanged sandbox; what the pod still has is left alone.
         for interface in former {
-            self.detach(interface);
+            self.detach(interface.host);
         }
     }
 
     fn detach(&self, interface: u32) {
         // The index may already be that of another pod's interface.
-        let reused = self.pods.values().any(|pod| pod.interfaces.contains(&interface));
+        let reused = self.pods.values().flat_map(|pod| &pod.interfaces).any(|used| used.host == interface);
         if reused {
             return;
         }
@@ -301,7 +347,7 @@ impl NodePods {
     }
 
     fn report(&self, status: &watch::Sender<PodsStatus>) {
-        let waiting = |pod: &LocalPod| Some((pod.name.clone(), pod.waiting.clone()?));
+        let waiting = |pod: &KnownPod| Some((pod.name.clone(), pod.waiting.clone()?));
         let now = PodsStatus {
             attached: self.pods.values().filter(|pod| pod.waiting.is_none()).count(),
             waiting: self.pods.values().filter_map(waiting).collect(),
@@ -316,8 +362,8 @@ impl NodePods {
     }
 }
 
-/// The host's side of the pod's interfaces; none for a pod that turns out to use the node's network.
-async fn interfaces(paths: &PodPaths, uid: &str) -> Result<Option<Vec<u32>>, String> {
+/// The pod's interfaces; none for a pod that turns out to use the node's network.
+async fn interfaces(paths: &PodPaths, uid: &str) -> Result<Option<Vec<PodInterface>>, String> {
     let directory = cgroup::pod_directory(&paths.cgroup_root, uid).ok_or_else(|| {
         format!("the kubelet has made no cgroup for it (yet) below {}", paths.cgroup_root.display())
     })?;
@@ -336,11 +382,11 @@ async fn interfaces(paths: &PodPaths, uid: &str) -> Result<Option<Vec<u32>>, Str
     Err(last)
 }
 
-async fn of_process(proc_root: &Path, pid: u32) -> Result<Option<Vec<u32>>, VethError> {
+async fn of_process(proc_root: &Path, pid: u32) -> Result<Option<Vec<PodInterface>>, VethError> {
     if veth::shares_host_network(proc_root, pid)? {
         return Ok(None);
     }
-    veth::host_sides(proc_root, pid).await.map(Some)
+    veth::of_process(proc_root, pid).await.map(Some)
 }
 
 /// An error with everything that led to it: the outermost seldom says what to do.
@@ -361,6 +407,17 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 fn uid(pod: &Pod) -> Option<String> {
     let mirror = pod.metadata.annotations.as_ref().and_then(|all| all.get("kubernetes.io/config.mirror"));
     mirror.or(pod.metadata.uid.as_ref()).cloned()
+}
+
+/// The pod's addresses, as the kubelet has put them into its status.
+fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let several = status.pod_ips.iter().flatten().map(|address| address.ip.as_str());
+    let mut addresses: Vec<IpAddr> =
+        several.chain(status.pod_ip.as_deref()).filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 fn has_own_network(pod: &Pod) -> bool {

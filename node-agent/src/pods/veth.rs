@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt;
 use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 
 /// Why a pod's interfaces are not known (yet).
@@ -34,11 +36,26 @@ pub(super) enum VethError {
     NoVeth,
 }
 
+/// One of a pod's interfaces.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct PodInterface {
+    /// Index of the host's side, in this process' namespace.
+    pub(super) host: u32,
+    /// Hardware address of the pod's side.
+    pub(super) pod_mac: [u8; 6],
+    /// Hardware address of the host's side.
+    pub(super) host_mac: [u8; 6],
+    /// Addresses that it has in the pod.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
 /// An interface by index, and the index of its other end in that end's namespace.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Veth {
     index: u32,
     peer: u32,
+    mac: [u8; 6],
+    addresses: Vec<IpAddr>,
 }
 
 /// Whether the process lives in the network namespace of this one.
@@ -47,16 +64,27 @@ pub(super) fn shares_host_network(proc_root: &Path, pid: u32) -> io::Result<bool
     Ok(id(namespace(proc_root, pid))? == id(PathBuf::from("/proc/self/ns/net"))?)
 }
 
-/// Indices, in this process' namespace, of the other ends of the veths in the namespace of `pid`.
-pub(super) async fn host_sides(proc_root: &Path, pid: u32) -> Result<Vec<u32>, VethError> {
+/// The veths in the namespace of `pid` whose other ends are in this process' namespace.
+pub(super) async fn of_process(proc_root: &Path, pid: u32) -> Result<Vec<PodInterface>, VethError> {
     let path = namespace(proc_root, pid);
     let file = File::open(&path).map_err(|source| VethError::Namespace { path: path.clone(), source })?;
     let inside = in_namespace(file, path).await?;
     let outside = veths().await?;
     // Both must point at each other, or an index of another namespace is taken for one of ours.
-    let points_back =
-        |inner: &Veth| outside.iter().any(|outer| outer.index == inner.peer && outer.peer == inner.index);
-    let found: Vec<u32> = inside.iter().filter(|veth| points_back(veth)).map(|veth| veth.peer).collect();
+    let host_side =
+        |inner: &Veth| outside.iter().find(|outer| outer.index == inner.peer && outer.peer == inner.index);
+    let found: Vec<PodInterface> = inside
+        .into_iter()
+        .filter_map(|veth| {
+            let host = host_side(&veth)?;
+            Some(PodInterface {
+                host: host.index,
+                pod_mac: veth.mac,
+                host_mac: host.mac,
+                addresses: veth.addresses,
+            })
+        })
+        .collect();
     if found.is_empty() { Err(VethError::NoVeth) } else { Ok(found) }
 }
 
@@ -89,9 +117,25 @@ async fn in_namespace(file: File, path: PathBuf) -> Result<Vec<Veth>, VethError>
 async fn veths() -> Result<Vec<Veth>, VethError> {
     let (connection, handle, _) = rtnetlink::new_connection()?;
     let connection = tokio::spawn(connection);
-    let links: Result<Vec<LinkMessage>, _> = handle.link().get().execute().try_collect().await;
+    let read = async {
+        let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await?;
+        let mut veths: Vec<Veth> = links.iter().filter_map(veth).collect();
+        let mut addresses = handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await? {
+            let veth = veths.iter_mut().find(|veth| veth.index == message.header.index);
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            if let (Some(veth), Some(address)) = (veth, address) {
+                veth.addresses.push(address);
+            }
+        }
+        Ok::<_, rtnetlink::Error>(veths)
+    };
+    let veths = read.await;
     connection.abort();
-    Ok(links?.iter().filter_map(veth).collect())
+    Ok(veths?)
 }
 
 fn veth(link: &LinkMessage) -> Option<Veth> {
@@ -102,7 +146,11 @@ fn veth(link: &LinkMessage) -> Option<Veth> {
         LinkAttribute::Link(peer) => Some(*peer),
         _ => None,
     });
-    is_veth.then_some(Veth { index: link.header.index, peer: peer? })
+    let mac = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(mac) => mac.as_slice().try_into().ok(),
+        _ => None,
+    });
+    is_veth.then_some(Veth { index: link.header.index, peer: peer?, mac: mac?, addresses: Vec::new() })
 }
 
 #[cfg(test)]
