@@ -331,9 +331,9 @@ pub(crate) fn local_service() -> impl Strategy<Value = LocalService> {
         protocol,
         port,
     });
-    let texts = (option::of(text()), option::of(text()), vec(text(), 0..3));
+    let place = (option::of(text()), option::of(text()), vec(text(), 0..3));
     let backend =
-        (service_ports(), any::<bool>(), texts).prop_map(|(ports, terminating, (node, zone, for_zones))| {
+        (service_ports(), any::<bool>(), place).prop_map(|(ports, terminating, (node, zone, for_zones))| {
             LocalBackend { ports, terminating, node, zone, for_zones }
         });
     let affinity = prop_oneof![Just(Affinity::None), Just(Affinity::Local), Just(Affinity::Remote)];
