@@ -1,12 +1,13 @@
 //! The maps. Their sizes here are placeholders: the loader sets them.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{self, ArrayOfMaps};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use isthmus_bpf_abi::{
-    AffinityEntry, AffinityKey, Backend, CLUSTERS, Counter, CtEntry, CtKey, Encryption, FragmentEntry,
-    FragmentKey, IpcacheEntry, IpcacheKey, LocalPod, LocalPodKey, ReplyEntry, ReplyKey, Service, ServiceKey,
-    Slot, SlotKey, SocketEntry, SocketKey,
+    AffinityEntry, AffinityKey, Backend, CLUSTERS, Counter, CtEntry, CtKey, Encryption, Endpoint,
+    FragmentEntry, FragmentKey, IpcacheEntry, IpcacheKey, LocalPod, LocalPodKey, PolicyCtEntry, PolicyCtKey,
+    PolicyEntry, PolicyKey, ReplyEntry, ReplyKey, Service, ServiceKey, Slot, SlotKey, SocketEntry, SocketKey,
 };
 
 #[map(name = "services")]
@@ -53,3 +54,36 @@ pub static ENCRYPTION: Array<Encryption> = Array::pinned(1, 0);
 
 #[map(name = "local_pods")]
 pub static LOCAL_PODS: HashMap<LocalPodKey, LocalPod> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+#[map(name = "endpoints")]
+pub static ENDPOINTS: HashMap<u32, Endpoint> = HashMap::pinned(1, BPF_F_NO_PREALLOC);
+
+/// What follows the prefix length in a policy key.
+pub type PolicyRest = [u8; size_of::<PolicyKey>() - 4];
+
+/// One endpoint's rules. How many it has room for is up to user space, which makes these maps.
+pub type Policy = btf_maps::LpmTrie<PolicyRest, PolicyEntry, 1>;
+
+#[btf_map(name = "policies")]
+pub static POLICIES: ArrayOfMaps<Policy, 1> = ArrayOfMaps::new();
+
+#[map(name = "policy_epoch")]
+pub static POLICY_EPOCH: Array<u32> = Array::pinned(1, 0);
+
+#[map(name = "policy_ct")]
+pub static POLICY_CT: LruHashMap<PolicyCtKey, PolicyCtEntry> = LruHashMap::pinned(1, 0);
+
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::pinned(4096, 0);
+
+#[map(name = "event_budget")]
+pub static EVENT_BUDGET: PerCpuArray<EventBudget> = PerCpuArray::pinned(1, 0);
+
+/// How many events this CPU may still send.
+#[repr(C)]
+pub struct EventBudget {
+    /// Jiffies when it was filled up last.
+    pub filled: u32,
+    /// Of packets that were dropped, and of packets that were forwarded.
+    pub left: [u32; 2],
+}

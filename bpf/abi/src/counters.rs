@@ -46,11 +46,33 @@ pub enum Counter {
     DecryptedElsewhere = 20,
     /// Packets to pods dropped in strict mode since they came from another node's pod in the clear.
     PlainRefused = 21,
+    /// Flows that a pod's policy let through when their first packet came, or when they were decided again.
+    PolicyForwarded = 22,
+    /// Packets dropped since no rule of an enforced policy allows them.
+    PolicyNoRule = 23,
+    /// Packets dropped since a rule denies them.
+    PolicyDenied = 24,
+    /// Packets of pods whose rules were not known yet, dropped.
+    PolicyWaiting = 25,
+    /// Later fragments dropped since their first was not let through, or has not come.
+    PolicyFragment = 26,
+    /// Packets dropped since a policy is enforced and they cannot be read.
+    PolicyUnreadable = 27,
+    /// Packets that a pod sent from somebody else's address, dropped.
+    PolicyForgedSource = 28,
+    /// Flows that were let through and could not be remembered: answers to them may be dropped.
+    PolicyError = 29,
+    /// Verdicts that were told to user space.
+    EventSent = 30,
+    /// Verdicts not told, so as not to tell more of them per second than asked for.
+    EventLimited = 31,
+    /// Verdicts not told since nobody has read the earlier ones in time.
+    EventLost = 32,
 }
 
 impl Counter {
     /// All of them, in order of their index.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 33] = [
         Self::SocketTranslated,
         Self::SocketNoBackend,
         Self::SocketError,
@@ -73,6 +95,17 @@ impl Counter {
         Self::DecryptedToStack,
         Self::DecryptedElsewhere,
         Self::PlainRefused,
+        Self::PolicyForwarded,
+        Self::PolicyNoRule,
+        Self::PolicyDenied,
+        Self::PolicyWaiting,
+        Self::PolicyFragment,
+        Self::PolicyUnreadable,
+        Self::PolicyForgedSource,
+        Self::PolicyError,
+        Self::EventSent,
+        Self::EventLimited,
+        Self::EventLost,
     ];
 
     /// Size of the map: room for more.
@@ -103,6 +136,17 @@ impl Counter {
             Self::DecryptedToStack => "decrypted_to_stack",
             Self::DecryptedElsewhere => "decrypted_elsewhere",
             Self::PlainRefused => "plain_refused",
+            Self::PolicyForwarded => "policy_forwarded",
+            Self::PolicyNoRule => "policy_no_rule",
+            Self::PolicyDenied => "policy_denied",
+            Self::PolicyWaiting => "policy_waiting",
+            Self::PolicyFragment => "policy_fragment",
+            Self::PolicyUnreadable => "policy_unreadable",
+            Self::PolicyForgedSource => "policy_forged_source",
+            Self::PolicyError => "policy_error",
+            Self::EventSent => "event_sent",
+            Self::EventLimited => "event_limited",
+            Self::EventLost => "event_lost",
         }
     }
 }

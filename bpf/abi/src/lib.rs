@@ -13,6 +13,7 @@ mod conntrack;
 mod counters;
 mod encryption;
 mod endpoint;
+mod event;
 mod ipcache;
 #[cfg(feature = "user")]
 mod pod;
@@ -27,8 +28,12 @@ pub use conntrack::{
 pub use counters::Counter;
 pub use encryption::{Encryption, encryption_flags, mark};
 pub use endpoint::{Endpoint, LocalPod, LocalPodKey, endpoint_flags};
+pub use event::{DropReason, PolicyEvent, PolicyVerdict, event_flags};
 pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};
-pub use policy::{Direction, PolicyEntry, PolicyKey, policy_flags};
+pub use policy::{
+    Direction, PolicyCtEntry, PolicyCtKey, PolicyEntry, PolicyKey, policy_ct_flags, policy_flags,
+    reserved_identity,
+};
 pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
 
 /// Version of the layouts in this crate and of what their fields mean.
@@ -53,6 +58,18 @@ pub mod maps {
     pub const LOCAL_PODS: &str = "local_pods";
     /// One [`Encryption`](crate::Encryption), array.
     pub const ENCRYPTION: &str = "encryption";
+    /// Number to a policy map, which is an LPM trie from [`PolicyKey`](crate::PolicyKey) to
+    /// [`PolicyEntry`](crate::PolicyEntry); array of maps.
+    pub const POLICIES: &str = "policies";
+    /// The number (u32) under which flows are decided now, array of one. A change of policy or of an identity raises it. 0
+    /// while no endpoint was ever made known: then nothing of policy is looked at.
+    pub const POLICY_EPOCH: &str = "policy_epoch";
+    /// [`PolicyCtKey`](crate::PolicyCtKey) to [`PolicyCtEntry`](crate::PolicyCtEntry), LRU hash.
+    pub const POLICY_CT: &str = "policy_ct";
+    /// [`PolicyEvent`](crate::PolicyEvent)s, ring buffer.
+    pub const EVENTS: &str = "events";
+    /// How many more events each CPU may send now; the programs' own. Per-CPU array.
+    pub const EVENT_BUDGET: &str = "event_budget";
     /// [`CtKey`](crate::CtKey) to [`CtEntry`](crate::CtEntry), LRU hash.
     pub const CT: &str = "ct";
     /// [`ReplyKey`](crate::ReplyKey) to [`ReplyEntry`](crate::ReplyEntry), LRU hash.

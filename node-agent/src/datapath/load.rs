@@ -14,6 +14,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, FsType, statfs};
 
 use super::error::DatapathError;
 use super::map::Map;
+use super::policy::{self, Policies};
 use super::sys::AttachType;
 use super::{DatapathConfig, Features, MapSizes, Maps};
 
@@ -37,6 +38,9 @@ const FRAGMENTS: u32 = 8192;
 /// Addresses of pods of one node: many times what a kubelet starts.
 const LOCAL_PODS: u32 = 16_384;
 
+/// Size of the ring buffer of events, in bytes: a power of two.
+const EVENT_BYTES: u32 = 1 << 20;
+
 /// The socket programs and where each belongs.
 pub(super) const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
     ("sock_connect4", AttachType::Connect4),
@@ -56,6 +60,7 @@ pub(super) const PACKET_PROGRAMS: [&str; 4] = ["tc_from_pod", "tc_to_pod", "tc_f
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) maps: Maps,
+    pub(super) policies: Policies,
     pub(super) version_dir: PathBuf,
 }
 
@@ -70,6 +75,8 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
     let mut loader = EbpfLoader::new();
     loader
         .default_map_pin_directory(&version_dir)
+        // A BTF map says nothing of pinning.
+        .map_pin_path(maps::POLICIES, version_dir.join(maps::POLICIES))
         .override_global("JIFFIES_PER_SECOND", &jiffies_per_second, true)
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
         .override_global("HAS_CSUM_IPV6", &has_csum_ipv6, true);
@@ -97,7 +104,13 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
         counters: open_pinned(&version_dir, maps::COUNTERS)?,
         cluster_flows: open_pinned(&version_dir, maps::CLUSTER_FLOWS)?,
     };
-    Ok(Loaded { ebpf, maps, version_dir })
+    let policies = Policies::open(
+        Map::open(&version_dir.join(maps::ENDPOINTS), maps::ENDPOINTS, policy::ENDPOINTS_FLAG)?,
+        Map::open(&version_dir.join(maps::POLICY_EPOCH), maps::POLICY_EPOCH, policy::ENDPOINTS_FLAG)?,
+        open_pinned(&version_dir, maps::POLICIES)?,
+        config.sizes.policy_entries,
+    )?;
+    Ok(Loaded { ebpf, maps, policies, version_dir })
 }
 
 /// The program `name` as its own type.
@@ -131,7 +144,7 @@ fn object() -> Result<(Cow<'static, [u8]>, Option<PathBuf>), DatapathError> {
     Ok((Cow::Owned(bytes), Some(path)))
 }
 
-fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 10] {
+fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 14] {
     [
         (maps::SERVICES, sizes.services),
         (maps::SLOTS, sizes.backends),
@@ -143,6 +156,10 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 10] {
         (maps::SOCKETS, sizes.sockets),
         (maps::FRAGMENTS, FRAGMENTS),
         (maps::LOCAL_PODS, LOCAL_PODS),
+        (maps::ENDPOINTS, sizes.endpoints),
+        (maps::POLICIES, 2 * sizes.endpoints),
+        (maps::POLICY_CT, sizes.policy_flows),
+        (maps::EVENTS, EVENT_BYTES),
     ]
 }
 
@@ -178,7 +195,7 @@ fn prepare_pins(pin_dir: &Path, sizes: &MapSizes) -> Result<PathBuf, DatapathErr
 pub(super) const VERSION_PREFIX: &str = "maps-v";
 
 fn version_name(sizes: &MapSizes) -> String {
-    let layout: [usize; 10] = [
+    let layout: [usize; 14] = [
         size_of::<abi::Service>() + (size_of::<abi::ServiceKey>() << 16),
         size_of::<abi::Slot>() + (size_of::<abi::SlotKey>() << 16),
         size_of::<abi::Backend>(),
@@ -189,6 +206,10 @@ fn version_name(sizes: &MapSizes) -> String {
         size_of::<abi::SocketEntry>() + (size_of::<abi::SocketKey>() << 16),
         size_of::<abi::Encryption>(),
         size_of::<abi::LocalPod>() + (size_of::<abi::LocalPodKey>() << 16),
+        size_of::<abi::Endpoint>(),
+        size_of::<abi::PolicyEntry>() + (size_of::<abi::PolicyKey>() << 16),
+        size_of::<abi::PolicyCtEntry>() + (size_of::<abi::PolicyCtKey>() << 16),
+        size_of::<abi::PolicyEvent>(),
     ];
     let sizes = self::sizes(sizes).map(|(_, entries)| entries as usize);
     // FNV-1a: it must be the same in every build, which the standard hasher does not promise.

@@ -31,7 +31,21 @@ impl<K: aya::Pod, V: aya::Pod> Map<K, V> {
         if info.key_size as usize != size_of::<K>() || info.value_size as usize != size_of::<V>() {
             return Err(DatapathError::Foreign { path: path.to_owned() });
         }
-        Ok(Self { fd, name, flag, capacity: info.max_entries, types: PhantomData })
+        Ok(Self::new(fd, name, flag, info.max_entries))
+    }
+
+    /// A map that was just opened or made.
+    pub(super) fn new(fd: OwnedFd, name: &'static str, flag: &'static str, capacity: u32) -> Self {
+        Self { fd, name, flag, capacity, types: PhantomData }
+    }
+
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
+    /// How many entries it has room for.
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// Creates or replaces entries. One result per entry, in order.

@@ -17,10 +17,12 @@
 mod apply;
 mod encryption;
 mod error;
+pub mod events;
 mod links;
 mod load;
 mod map;
 pub mod ops;
+pub mod policy;
 pub mod routing;
 mod sys;
 
@@ -33,16 +35,19 @@ use std::sync::{Mutex, PoisonError};
 use aya::Ebpf;
 use isthmus_bpf_abi::{
     Backend, CLUSTERS, Counter, Encryption, IpcacheEntry, IpcacheKey, LocalPod, LocalPodKey, Service,
-    ServiceKey, Slot, SlotKey,
+    ServiceKey, Slot, SlotKey, maps,
 };
 
 pub use encryption::{EncryptionDevice, EncryptionMode};
 pub use error::{DatapathError, OpError};
+pub use events::Events;
 pub use load::OBJECT_VARIABLE;
 pub use ops::{MapOp, Phase, Target};
+pub use policy::{AtFirst, EndpointSettings, Enforcement, PolicyError};
 pub use sys::{PacketContext, TestRun};
 
 use map::Map;
+use policy::Policies;
 
 /// How many entries the maps have room for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -59,6 +64,12 @@ pub struct MapSizes {
     pub sockets: u32,
     /// Clients of services with session affinity. The least recently used give way.
     pub affinity: u32,
+    /// Pods of this node.
+    pub endpoints: u32,
+    /// Entries of one pod's policy. Another number needs no new maps.
+    pub policy_entries: u32,
+    /// Flows of pods with a policy. The least recently used give way.
+    pub policy_flows: u32,
 }
 
 impl Default for MapSizes {
@@ -70,6 +81,9 @@ impl Default for MapSizes {
             flows: 131_072,
             sockets: 131_072,
             affinity: 65_536,
+            endpoints: 2_048,
+            policy_entries: 16_384,
+            policy_flows: 262_144,
         }
     }
 }
@@ -119,6 +133,7 @@ pub struct Datapath {
     config: DatapathConfig,
     version_dir: PathBuf,
     maps: Maps,
+    policies: Policies,
     ebpf: Mutex<Ebpf>,
 }
 
@@ -142,13 +157,23 @@ impl Datapath {
     /// # Errors
     /// The directory is not on a BPF file system, or the kernel refuses: see [`DatapathError`].
     pub fn open(config: DatapathConfig) -> Result<Self, DatapathError> {
-        let load::Loaded { ebpf, maps, version_dir } = load::load(&config)?;
-        Ok(Self { config, version_dir, maps, ebpf: Mutex::new(ebpf) })
+        let load::Loaded { ebpf, maps, policies, version_dir } = load::load(&config)?;
+        Ok(Self { config, version_dir, maps, policies, ebpf: Mutex::new(ebpf) })
     }
 
     /// Makes changes, in the order that [`ops`] explains and in batches. One result per operation, in the list's order.
+    ///
+    /// A change of the ipcache lets every flow be decided anew, if there are endpoints with policies.
     pub fn apply(&self, ops: &[MapOp]) -> Vec<Result<(), OpError>> {
-        apply::apply(&self.maps, ops)
+        let mut results = apply::apply(&self.maps, ops);
+        let is_ipcache = |op: &&MapOp| matches!(op.target(), Target::Ipcache(_));
+        if let Some(changed) = ops.iter().position(|op| is_ipcache(&op))
+            && let Err(error) = self.policies.decide_anew()
+        {
+            tracing::error!("flows go on by old identities until the next change: {error}");
+            results[changed] = Err(OpError::Refused { map: maps::POLICY_EPOCH, errno: libc::EIO });
+        }
+        results
     }
 
     /// Attaches the socket programs to a cgroup2 directory, for every process below it, or gives new programs to what is

@@ -5,7 +5,7 @@
 
 #![expect(unsafe_code, reason = "system calls")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -15,6 +15,7 @@ use std::path::Path;
 /// The kernel's own "not supported", which libc does not know.
 pub(super) const ENOTSUPP: i32 = 524;
 
+const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
@@ -22,6 +23,7 @@ const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const PROG_TEST_RUN: u32 = 10;
+const MAP_GET_FD_BY_ID: u32 = 14;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
@@ -44,6 +46,22 @@ pub(super) enum AttachType {
     Getpeername6 = 30,
     TcxIngress = 46,
     TcxEgress = 47,
+}
+
+const MAP_TYPE_LPM_TRIE: u32 = 11;
+/// Required of LPM tries.
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
 }
 
 #[repr(C)]
@@ -173,6 +191,36 @@ pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(link)
+}
+
+/// Makes a map that nothing refers to. `name` has 15 bytes at most, letters, digits and underscores.
+pub(super) fn create_lpm_trie(
+    name: &CStr,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = MapCreate {
+        kind: MAP_TYPE_LPM_TRIE,
+        key_size,
+        value_size,
+        max_entries,
+        flags: BPF_F_NO_PREALLOC,
+        inner_map_fd: 0,
+        numa_node: 0,
+        name: [0; 16],
+    };
+    // The last byte stays zero.
+    for (to, from) in attr.name[..15].iter_mut().zip(name.to_bytes()) {
+        *to = *from;
+    }
+    bpf(MAP_CREATE, &mut attr).map(owned)
+}
+
+/// Opens a map by its id.
+pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0];
+    bpf(MAP_GET_FD_BY_ID, &mut attr).map(owned)
 }
 
 /// Changes one entry; creates it if need be.
@@ -341,21 +389,18 @@ pub struct PacketContext {
     pub mark: u32,
     /// Payload of each of the segments that it stands for, in bytes; 0 for a packet of its own.
     pub gso_size: u32,
+    /// The interface whose program runs, in the calling thread's network namespace; 0 is the loopback.
+    pub ifindex: u32,
+    /// The interface that it has come to this node by; 0 if the node itself sends it.
+    pub ingress_ifindex: u32,
 }
 
-/// `struct __sk_buff`, with room for what kernels add to it; what a test run may not set is zero.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct SkBuff {
-    before_mark: [u32; 2],
-    mark: u32,
-    // In two parts, since longer arrays have no default.
-    before_gso_size: ([u32; 32], [u32; 9]),
-    gso_size: u32,
-    rest: [u32; 19],
-}
-
-const _: () = assert!(std::mem::offset_of!(SkBuff, gso_size) == 176);
+/// `struct __sk_buff`, word by word, with room for what kernels add to it; what a test run may not set is zero.
+type SkBuff = [u32; 64];
+const SKB_MARK: usize = 2;
+const SKB_INGRESS_IFINDEX: usize = 9;
+const SKB_IFINDEX: usize = 10;
+const SKB_GSO_SIZE: usize = 44;
 
 /// Runs a TC program `repeat` times on one packet. The packet is not restored in between.
 pub(super) fn test_run(
@@ -365,8 +410,12 @@ pub(super) fn test_run(
     repeat: u32,
 ) -> io::Result<TestRun> {
     let mut out = vec![0u8; packet.len() + 256];
-    let before = SkBuff { mark: context.mark, gso_size: context.gso_size, ..SkBuff::default() };
-    let mut after = SkBuff::default();
+    let mut before: SkBuff = [0; 64];
+    before[SKB_MARK] = context.mark;
+    before[SKB_INGRESS_IFINDEX] = context.ingress_ifindex;
+    before[SKB_IFINDEX] = context.ifindex;
+    before[SKB_GSO_SIZE] = context.gso_size;
+    let mut after: SkBuff = [0; 64];
     let mut attr = TestRunAttr {
         program_fd: fd(program),
         retval: 0,
@@ -383,7 +432,7 @@ pub(super) fn test_run(
     };
     bpf(PROG_TEST_RUN, &mut attr)?;
     out.truncate(attr.data_size_out as usize);
-    Ok(TestRun { retval: attr.retval, packet: out, mark: after.mark, nanoseconds: attr.duration })
+    Ok(TestRun { retval: attr.retval, packet: out, mark: after[SKB_MARK], nanoseconds: attr.duration })
 }
 
 fn info<T: Copy + Default>(object: BorrowedFd<'_>) -> io::Result<T> {

@@ -119,7 +119,7 @@ fn from_pod(datapath: &Datapath, frame: &[u8]) -> TestRun {
 }
 
 fn to_pod(datapath: &Datapath, frame: &[u8], mark: u32) -> TestRun {
-    let context = PacketContext { mark, gso_size: 0 };
+    let context = PacketContext { mark, ..PacketContext::default() };
     datapath.test_run_in(PacketProgram::ToPod, frame, context, 1).expect("a test run")
 }
 
@@ -279,7 +279,7 @@ fn what_is_too_big_for_the_device_is_routed_there_by_the_stack() {
             assert_eq!((run.retval, run.mark), (retval, mark), "{len} bytes");
         }
         // Other bits are another's.
-        let context = PacketContext { mark: 0x4000_4121, gso_size: 0 };
+        let context = PacketContext { mark: 0x4000_4121, ..PacketContext::default() };
         let run = datapath.test_run_in(PacketProgram::FromPod, &sent.bytes(), context, 1).expect("a run");
         assert_eq!(run.mark, 0x4000_4e21);
     });
@@ -298,7 +298,7 @@ fn what_is_to_be_segmented_fits_if_its_segments_do() {
             sent.payload = vec![1; 2900];
             for (gso_size, retval) in [(MTU - headers, REDIRECT), (MTU - headers + 1, PASS), (100, REDIRECT)]
             {
-                let context = PacketContext { mark: 0, gso_size };
+                let context = PacketContext { gso_size, ..PacketContext::default() };
                 let run = datapath
                     .test_run_in(PacketProgram::FromPod, &sent.bytes(), context, 1)
                     .expect("a test run");

@@ -10,6 +10,7 @@ mod model;
 mod packet;
 mod packets;
 mod pods;
+mod policy;
 mod sandbox;
 mod sockets;
 mod takeover;

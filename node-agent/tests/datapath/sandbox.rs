@@ -28,8 +28,17 @@ pub(crate) struct Sandbox {
 }
 
 /// Small maps: most tests need few entries, and the kernel clears what it allocates.
-pub(crate) const SIZES: MapSizes =
-    MapSizes { services: 64, backends: 512, ipcache: 64, flows: 1024, sockets: 1024, affinity: 64 };
+pub(crate) const SIZES: MapSizes = MapSizes {
+    services: 64,
+    backends: 512,
+    ipcache: 64,
+    flows: 1024,
+    sockets: 1024,
+    affinity: 64,
+    endpoints: 16,
+    policy_entries: 256,
+    policy_flows: 1024,
+};
 
 /// Runs `test` in a sandbox.
 pub(crate) fn sandbox(test: impl FnOnce(&Sandbox) + Send) {

@@ -1,0 +1,3 @@
+//! Policy: what each endpoint may do, decided in the kernel.
+
+mod maps;
