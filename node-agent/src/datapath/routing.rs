@@ -18,6 +18,7 @@ use std::path::Path;
 use futures::TryStreamExt;
 use isthmus_bpf_abi::mark;
 use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressScope;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -26,6 +27,10 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 pub const TABLE: u32 = 51_871;
 /// Place of the rule: before the main table's (32766), behind those that drop or pin for good reason.
 pub const PRIORITY: u32 = 120;
+
+/// For interfaces that need an address and have none (RFC 7600). With the scope of a host it is never chosen as
+/// a source.
+const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
 const TO_DEVICE: u32 = 1;
 const TO_NOWHERE: u32 = 4096;
@@ -54,8 +59,9 @@ pub enum RoutingError {
 /// # Errors
 /// The kernel refuses; what could be made stays.
 pub async fn ensure(ifindex: u32) -> Result<(), RoutingError> {
-    loosen_source_check(ifindex);
     let netlink = Netlink::open()?;
+    loosen_source_check(ifindex);
+    netlink.give_address(ifindex).await?;
     netlink.ensure::<Ipv4Addr>(ifindex, IpVersion::V4).await?;
     if has_ipv6(ifindex) {
         netlink.ensure::<Ipv6Addr>(ifindex, IpVersion::V6).await?;
@@ -83,6 +89,18 @@ impl Netlink {
         // Ends with the last handle.
         tokio::spawn(connection);
         Ok(Self(handle))
+    }
+
+    /// To the loose check, nothing may come in by an interface that has no address at all.
+    async fn give_address(&self, ifindex: u32) -> Result<(), RoutingError> {
+        let mut add = self.0.address().add(ifindex, DUMMY.into(), 32);
+        add.message_mut().header.scope = AddressScope::Host;
+        match add.execute().await {
+            Err(error) if !is(&error, libc::EEXIST) => {
+                Err(refused("give the encryption device an address".to_owned(), error))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn ensure<F: Family>(&self, ifindex: u32, version: IpVersion) -> Result<(), RoutingError> {

@@ -4,9 +4,11 @@
 //! with it, even when it fails.
 
 mod churn;
+mod device;
 mod encryption;
 mod maps;
 mod model;
+mod nodes;
 mod packet;
 mod packets;
 mod pods;

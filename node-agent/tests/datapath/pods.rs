@@ -21,15 +21,15 @@ use crate::sockets::{Server, ask_tcp, ask_udp, backend_of, udp_socket};
 
 const SERVICES: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
-struct Pod {
-    namespace: Namespace,
-    host_index: u32,
+pub(crate) struct Pod {
+    pub(crate) namespace: Namespace,
+    pub(crate) host_index: u32,
     number: u32,
 }
 
 impl Pod {
     /// A pod on the calling thread's node.
-    fn new(number: u32) -> Self {
+    pub(crate) fn new(number: u32) -> Self {
         let namespace = Namespace::new();
         ip(&format!("link add host{number} type veth peer name eth0 netns {}", namespace.path()));
         ip(&format!("addr add 10.0.{number}.1/24 dev host{number}"));
@@ -48,7 +48,7 @@ impl Pod {
     }
 
     /// Its address of the same family as `service`.
-    fn addr(&self, service: &str, port: u16) -> String {
+    pub(crate) fn addr(&self, service: &str, port: u16) -> String {
         if service.starts_with('[') {
             format!("[fd00:{}::2]:{port}", self.number)
         } else {
@@ -56,14 +56,14 @@ impl Pod {
         }
     }
 
-    fn serve(&self, protocol: Protocol, service: &str) -> Served<'_> {
+    pub(crate) fn serve(&self, protocol: Protocol, service: &str) -> Served<'_> {
         let addr = self.addr(service, 8080);
         let server = self.namespace.run(|| Server::start(protocol, &addr));
         Served { pod: self, server: Some(server), addr }
     }
 }
 
-struct Served<'a> {
+pub(crate) struct Served<'a> {
     pod: &'a Pod,
     server: Option<Server>,
     addr: String,
@@ -95,7 +95,7 @@ fn count(datapath: &Datapath, wanted: Counter) -> u64 {
     counters.into_iter().find(|(known, _)| *known == wanted).expect("every counter is there").1
 }
 
-fn any(service: &str) -> &'static str {
+pub(crate) fn any(service: &str) -> &'static str {
     if service.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }
 }
 
@@ -234,7 +234,7 @@ fn a_smaller_mtu_behind_the_service_is_found() {
     });
 }
 
-fn never_fragment(socket: &std::net::UdpSocket, v6: bool) {
+pub(crate) fn never_fragment(socket: &std::net::UdpSocket, v6: bool) {
     use std::os::fd::AsRawFd;
     let (level, option, value) = if v6 {
         (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)
