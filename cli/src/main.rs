@@ -10,8 +10,11 @@ macro_rules! say {
     }};
 }
 
+mod agents;
+mod explain;
 mod keep;
 mod lab;
+mod monitor;
 mod status;
 
 use std::process::ExitCode;
@@ -34,6 +37,10 @@ enum Command {
     Lab(lab::LabCommand),
     /// How the mesh is doing: per cluster and per node
     Status(status::StatusArgs),
+    /// Verdicts of policies on packets, as they are made
+    Monitor(Box<monitor::MonitorArgs>),
+    /// Which policy decides about a packet, and why, without sending one
+    Explain(explain::ExplainArgs),
 }
 
 const EXAMPLES: &str = "Examples:
@@ -54,6 +61,8 @@ async fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Lab(command) => lab::run(command).await,
         Command::Status(args) => status::run(args).await,
+        Command::Monitor(args) => monitor::run(*args).await,
+        Command::Explain(args) => explain::run(args).await,
     };
     result.unwrap_or_else(|e| {
         use std::io::Write as _;

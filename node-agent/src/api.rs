@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -17,6 +17,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::desired::service::{self, protocol};
+use crate::events::{Filter, Hub};
+use crate::explain::{self, Asked, Known};
 use crate::reconcile::{Looks, Reconciler};
 use crate::status::{AgentStatus, Applied, BackendStatus, FrontendStatus, IpcacheStatus};
 
@@ -29,15 +31,19 @@ pub struct Api {
     pub looks: Looks,
     /// Hears of every batch.
     pub applied: broadcast::Sender<Applied>,
+    /// Hears of every verdict.
+    pub verdicts: Hub,
 }
 
-/// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/applied`.
+/// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/applied`, `/v1/events`, `/v1/explain`.
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/ipcache", get(ipcache))
         .route("/v1/applied", get(applied))
+        .route("/v1/events", get(events))
+        .route("/v1/explain", get(explain))
         .with_state(api)
 }
 
@@ -62,6 +68,29 @@ async fn applied(State(api): State<Api>) -> Response {
         Some(Ok::<_, Infallible>(Bytes::from(line)))
     });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+/// A line of JSON for every verdict that the query wants, until the caller has had enough.
+async fn events(State(api): State<Api>, RawQuery(query): RawQuery) -> Response {
+    match Filter::from_query(query.as_deref().unwrap_or_default()) {
+        Ok(filter) => {
+            let lines = Body::from_stream(api.verdicts.listen(filter));
+            ([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+/// What would become of a packet, as far as this node's pods are concerned.
+async fn explain(State(api): State<Api>, RawQuery(query): RawQuery) -> Response {
+    let asked = match Asked::from_query(query.as_deref().unwrap_or_default()) {
+        Ok(asked) => asked,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    };
+    let node = api.verdicts.node().to_owned();
+    or_leaving(
+        api.looks.at(move |reconciler, _| explain::explain(&node, &asked, &Known::new(reconciler))).await,
+    )
 }
 
 fn or_leaving<T: serde::Serialize>(answer: Option<T>) -> Response {

@@ -21,6 +21,7 @@ use self::report::Reporter;
 use crate::api::{self, Api};
 use crate::datapath::routing::{self, RoutingError};
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, MapSizes};
+use crate::events::{self, Hub};
 use crate::mesh::Own;
 use crate::metrics::Metrics;
 use crate::plan::Dump;
@@ -180,7 +181,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         readiness: watch::Sender::new(Readiness::Waiting("starting".to_owned())),
     });
     let mut endpoints = Endpoints::new(shutdown.clone());
-    serve(&mut endpoints, &config, &reporter, probe, looks, applied, &metrics).await?;
+    let verdicts = Hub::new(&format!("{}/{}", config.own.name, config.node), shutdown.clone());
+    let api = (looks.clone(), applied, verdicts.clone());
+    serve(&mut endpoints, &config, &reporter, probe, api, &metrics).await?;
+    let told =
+        tokio::spawn(events::reader::read(reporter.datapath.clone(), looks, verdicts, shutdown.clone()));
 
     let gauges = tokio::spawn(reporter.run(GAUGES, shutdown.clone()));
     let outcome = tokio::select! {
@@ -192,6 +197,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     source.abort();
     pods.abort();
     gauges.abort();
+    told.abort();
     endpoints.finish().await;
     tracing::info!("stopped; what is in the kernel serves on");
     outcome
@@ -271,8 +277,7 @@ async fn serve(
     config: &Config,
     reporter: &Arc<Reporter>,
     probe: Probe,
-    looks: Looks,
-    applied: broadcast::Sender<crate::status::Applied>,
+    (looks, applied, verdicts): (Looks, broadcast::Sender<crate::status::Applied>, Hub),
     metrics: &Metrics,
 ) -> Result<(), DaemonError> {
     let ready = reporter.readiness();
@@ -289,7 +294,7 @@ async fn serve(
         };
         Box::pin(status) as futures::future::BoxFuture<'static, _>
     });
-    endpoints.api(&config.api_socket, api::router(Api { status, looks, applied }))?;
+    endpoints.api(&config.api_socket, api::router(Api { status, looks, applied, verdicts }))?;
     Ok(())
 }
 

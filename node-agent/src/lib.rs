@@ -10,6 +10,8 @@ pub mod api;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod events;
+pub mod explain;
 pub mod kubernetes;
 pub mod mesh;
 pub mod metrics;

@@ -1,0 +1,252 @@
+//! Which policy decides about a packet, and why, without sending one: `GET /v1/explain`.
+//!
+//! Each agent answers for the pods of its own node: for what one sends if it is the source, for what one receives if it is
+//! the destination. Asking all agents gives the whole answer. What is asked is the engine that fills the maps.
+
+mod known;
+mod question;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use isthmus_policy::resolve::Question;
+use isthmus_policy::{Direction, Effect, EndpointId, Engine, NamedPorts};
+use isthmus_wire::{Labels, NumericIdentity};
+use serde::{Deserialize, Serialize};
+
+pub use self::known::Known;
+pub use self::question::{Asked, AskedError, Port, Target};
+use crate::events::Directory;
+
+/// What the agent knows, as far as it is asked about.
+pub trait Knowledge: Directory {
+    /// Name of the own cluster.
+    fn own_cluster(&self) -> &str;
+    /// The engine; none while policies are not enforced at all.
+    fn engine(&self) -> Option<&Engine>;
+    /// Pods of this node with an address of their own.
+    fn local_pods(&self) -> Vec<LocalPod>;
+    /// The identity that the programs take an address for.
+    fn identity_at(&self, address: IpAddr) -> u32;
+    /// An identity that has all of these labels (a key with any source, or with one); the lowest, if there are several.
+    fn identity_with(&self, labels: &[(String, String)]) -> Option<u32>;
+}
+
+/// A pod of this node.
+#[derive(Clone, Debug)]
+pub struct LocalPod {
+    /// What the engine calls it.
+    pub id: EndpointId,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its identity; 0 while it is not known.
+    pub identity: u32,
+    /// The ports of its containers that have names.
+    pub named_ports: NamedPorts,
+}
+
+/// An agent's answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// `cluster/node` of the agent.
+    pub node: String,
+    /// Whom it takes the source for; none if it knows no such thing.
+    pub source: Option<Party>,
+    /// Whom it takes the destination for.
+    pub destination: Option<Party>,
+    /// Protocol and port. Of a port by name only the destination's agent knows.
+    pub port: Option<AnsweredPort>,
+    /// What the source's policies say, if it is a pod of this node.
+    pub egress: Option<Side>,
+    /// What the destination's policies say, if it is a pod of this node.
+    pub ingress: Option<Side>,
+}
+
+/// One end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Party {
+    /// It is a pod of the agent's node.
+    pub local: bool,
+    /// Its numeric identity.
+    pub identity: u32,
+    /// Its labels, as `source:key=value`.
+    pub labels: Vec<String>,
+    /// `cluster/namespace/name`, if it is a pod whose name the agent knows.
+    pub pod: Option<String>,
+    /// Its addresses, as far as they are known.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Protocol and port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AnsweredPort {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Port, or type of the ICMP message.
+    pub port: u16,
+}
+
+/// What one end's policies say.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Side {
+    /// It passes.
+    pub allowed: bool,
+    /// Whether anything restricts the pod in this direction.
+    pub enforced: bool,
+    /// Why, in words.
+    pub reason: String,
+    /// The rule that decides, if one does.
+    pub rule: Option<String>,
+    /// Every rule that is about such a packet, those that deny first.
+    pub matching: Vec<String>,
+    /// Policies that deny by default.
+    pub default_deny_by: Vec<String>,
+}
+
+/// Answers as far as this node can.
+pub fn explain(node: &str, asked: &Asked, known: &dyn Knowledge) -> Answer {
+    let pods = known.local_pods();
+    let (source, source_pod) = party(&asked.source, known, &pods);
+    let (destination, destination_pod) = party(&asked.destination, known, &pods);
+    let port = answered_port(&asked.port, destination_pod);
+    let side = |pod: Option<&LocalPod>, peer: &Option<Party>, direction| {
+        let (pod, peer, port) = (pod?, peer.as_ref()?, port?);
+        Some(side(known.engine(), pod, direction, peer.identity, port))
+    };
+    Answer {
+        node: node.to_owned(),
+        egress: side(source_pod, &destination, Direction::Egress),
+        ingress: side(destination_pod, &source, Direction::Ingress),
+        source,
+        destination,
+        port,
+    }
+}
+
+fn side(
+    engine: Option<&Engine>,
+    pod: &LocalPod,
+    direction: Direction,
+    peer: u32,
+    port: AnsweredPort,
+) -> Side {
+    let question = Question {
+        endpoint: pod.id,
+        direction,
+        peer: NumericIdentity(peer),
+        protocol: port.protocol,
+        port: port.port,
+    };
+    let Some(engine) = engine else {
+        return unrestricted("policies are not enforced on this node");
+    };
+    let Some(explained) = engine.explain(&question) else {
+        return Side {
+            allowed: false,
+            enforced: true,
+            ..unrestricted("the pod's rules are not known yet: until they are, nothing passes")
+        };
+    };
+    let words = |origins: &[isthmus_policy::RuleOrigin]| origins.iter().map(ToString::to_string).collect();
+    Side {
+        allowed: explained.effect == Effect::Allow,
+        enforced: explained.enforced,
+        reason: match (&explained.origin, explained.effect) {
+            (None, _) => explained.reason.to_owned(),
+            (Some(_), Effect::Allow) => "a rule allows it".to_owned(),
+            (Some(_), Effect::Deny) => "a rule denies it".to_owned(),
+        },
+        rule: explained.origin.as_ref().map(ToString::to_string),
+        matching: words(&explained.matching),
+        default_deny_by: explained.default_deny_by.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn unrestricted(reason: &str) -> Side {
+    Side {
+        allowed: true,
+        enforced: false,
+        reason: reason.to_owned(),
+        rule: None,
+        matching: Vec::new(),
+        default_deny_by: Vec::new(),
+    }
+}
+
+/// Whom a target is, and the pod of this node if it is one.
+fn party<'a>(
+    target: &Target,
+    known: &dyn Knowledge,
+    pods: &'a [LocalPod],
+) -> (Option<Party>, Option<&'a LocalPod>) {
+    let local = match target {
+        Target::Pod { cluster, namespace, name } if cluster == known.own_cluster() => {
+            pods.iter().find(|pod| *pod.namespace == **namespace && *pod.name == **name)
+        }
+        Target::Pod { .. } | Target::Identity(_) => None,
+        Target::Address(address) => pods.iter().find(|pod| pod.addresses.contains(address)),
+        Target::Labels(wanted) => pods
+            .iter()
+            .filter(|pod| known.labels(pod.identity).is_some_and(|labels| has_all(&labels, wanted)))
+            .min_by_key(|pod| (pod.namespace.clone(), pod.name.clone())),
+    };
+    if let Some(pod) = local {
+        let party = Party {
+            local: true,
+            identity: pod.identity,
+            labels: words(known, pod.identity),
+            pod: Some(format!("{}/{}/{}", known.own_cluster(), pod.namespace, pod.name)),
+            addresses: pod.addresses.clone(),
+        };
+        return (Some(party), Some(pod));
+    }
+    let (identity, address) = match target {
+        Target::Pod { .. } => return (None, None),
+        Target::Identity(identity) => (Some(*identity), None),
+        Target::Address(address) => (Some(known.identity_at(*address)), Some(*address)),
+        Target::Labels(wanted) => (known.identity_with(wanted), None),
+    };
+    let party = identity.map(|identity| Party {
+        local: false,
+        identity,
+        labels: words(known, identity),
+        pod: address.and_then(|address| known.pod(address)).map(|pod| {
+            let cluster = known.cluster(identity);
+            format!("{}/{}/{}", cluster.as_deref().unwrap_or_default(), pod.namespace, pod.name)
+        }),
+        addresses: address.into_iter().collect(),
+    });
+    (party, None)
+}
+
+fn words(known: &dyn Knowledge, identity: u32) -> Vec<String> {
+    crate::events::decorate::words(known.labels(identity).as_deref())
+}
+
+/// Whether a label set has all of these; a key may have a source before it.
+pub fn has_all(labels: &Labels, wanted: &[(String, String)]) -> bool {
+    wanted.iter().all(|(key, value)| {
+        let (source, key) =
+            key.split_once(':').map_or((None, key.as_str()), |(source, key)| (Some(source), key));
+        labels.get(key).is_some_and(|label| {
+            label.value == *value && source.is_none_or(|source| source == "any" || source == label.source)
+        })
+    })
+}
+
+fn answered_port(port: &Port, destination: Option<&LocalPod>) -> Option<AnsweredPort> {
+    match port {
+        Port::Number { protocol, port } => Some(AnsweredPort { protocol: *protocol, port: *port }),
+        Port::Named { name, protocol } => {
+            let mut called = destination?.named_ports.called(name, *protocol);
+            called.next().map(|(protocol, port)| AnsweredPort { protocol: protocol.number(), port })
+        }
+    }
+}
