@@ -21,20 +21,30 @@ const ANY: NumericIdentity = NumericIdentity(0);
 impl Resolved {
     /// What happens to a packet. `port` is the destination port in host order, or the ICMP type, or 0.
     pub fn verdict(&self, direction: Direction, peer: NumericIdentity, protocol: u8, port: u16) -> Decision {
-        if !self.is_enforced(direction) {
-            return Decision { effect: Effect::Allow, rule: RuleId::NOT_RESTRICTED };
-        }
-        if direction == Direction::Ingress && peer == NumericIdentity::HOST {
-            return Decision { effect: Effect::Allow, rule: RuleId::HOST };
-        }
-        let own = longest(&self.entries, peer, direction, protocol, port);
-        let any = longest(&self.entries, ANY, direction, protocol, port);
-        match (own, any) {
-            (Some(own), Some(any)) if any.precedence() > own.precedence() => any,
-            (Some(own), _) => own,
-            (None, Some(any)) => any,
-            (None, None) => Decision { effect: Effect::Deny, rule: RuleId::DEFAULT_DENY },
-        }
+        let find = |identity| longest(&self.entries, identity, direction, protocol, port);
+        decide(self.is_enforced(direction), direction, peer, || find(peer), || find(ANY))
+    }
+}
+
+/// The verdict from what the two lookups find.
+pub(crate) fn decide(
+    enforced: bool,
+    direction: Direction,
+    peer: NumericIdentity,
+    own: impl FnOnce() -> Option<Decision>,
+    any: impl FnOnce() -> Option<Decision>,
+) -> Decision {
+    if !enforced {
+        return Decision { effect: Effect::Allow, rule: RuleId::NOT_RESTRICTED };
+    }
+    if direction == Direction::Ingress && peer == NumericIdentity::HOST {
+        return Decision { effect: Effect::Allow, rule: RuleId::HOST };
+    }
+    match (own(), any()) {
+        (Some(own), Some(any)) if any.precedence() > own.precedence() => any,
+        (Some(own), _) => own,
+        (None, Some(any)) => any,
+        (None, None) => Decision { effect: Effect::Deny, rule: RuleId::DEFAULT_DENY },
     }
 }
 

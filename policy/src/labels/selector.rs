@@ -8,6 +8,9 @@ use std::sync::Arc;
 
 use isthmus_wire::Labels;
 
+/// What Kubernetes calls itself as a source of labels.
+const SOURCE_K8S: &str = "k8s";
+
 /// Requirements that must all hold. Without any it matches everything. Equal whenever the requirements are, in any order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector(Vec<Requirement>);
@@ -48,7 +51,7 @@ pub enum Operator {
 impl Source {
     /// Kubernetes.
     pub fn k8s() -> Self {
-        Self::Named("k8s".into())
+        Self::Named(SOURCE_K8S.into())
     }
 
     /// The reserved identities' own labels.

@@ -67,6 +67,13 @@ pub struct Rule {
     pub clauses: Vec<Clause>,
 }
 
+impl Rule {
+    /// Denies by default whatever these endpoints send and receive, and allows nothing.
+    pub fn lockdown(subject: Selector) -> Self {
+        Self { subject, ingress_default_deny: true, egress_default_deny: true, clauses: Vec::new() }
+    }
+}
+
 /// An element of one of the lists `ingress`, `egress`, `ingressDeny` and `egressDeny`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clause {

@@ -51,10 +51,10 @@ impl CidrSelector {
 /// Services of the own cluster, for `toServices`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ServiceRef {
-    /// One, by its name.
+    /// By its name.
     Named {
-        /// Its namespace.
-        namespace: Arc<str>,
+        /// Its namespace; none for any.
+        namespace: Option<Arc<str>>,
         /// Its name.
         name: Arc<str>,
     },
@@ -70,12 +70,12 @@ pub enum ServiceRef {
 impl ServiceRef {
     /// Whether it means this service.
     pub fn matches(&self, namespace: &str, name: &str, labels: &BTreeMap<String, String>) -> bool {
-        match self {
-            Self::Named { namespace: wanted, name: called } => **wanted == *namespace && **called == *name,
-            Self::Labelled { namespace: wanted, selector } => {
-                wanted.as_deref().is_none_or(|wanted| wanted == namespace) && selector.matches_plain(labels)
+        let (Self::Named { namespace: wanted, .. } | Self::Labelled { namespace: wanted, .. }) = self;
+        wanted.as_deref().is_none_or(|wanted| wanted == namespace)
+            && match self {
+                Self::Named { name: called, .. } => **called == *name,
+                Self::Labelled { selector, .. } => selector.matches_plain(labels),
             }
-        }
     }
 }
 

@@ -10,13 +10,34 @@
 //! | in a selector of endpoints | every endpoint that could be meant is denied by default, and nothing is granted to it |
 //! | of the whole `spec` | the same |
 
+mod cidr;
+mod cilium;
+mod clause;
+mod fields;
+mod kubernetes;
+mod ports;
 mod problem;
-
-pub use problem::{Consequence, Problem, ProblemKind};
+mod report;
+mod selector;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
+pub use cilium::cilium;
+pub use kubernetes::network_policy;
+pub use problem::{Consequence, Problem, ProblemKind};
+
 use crate::model::{PolicyKind, PolicyName, Rule};
+
+/// Most specs of a policy.
+pub const MAX_SPECS: usize = 1000;
+/// Most elements of `ingress`, `egress`, `ingressDeny`, `egressDeny`, `toPorts` and `icmps`.
+pub const MAX_ELEMENTS: usize = 1000;
+/// Most peers of one list.
+pub const MAX_PEERS: usize = 5000;
+/// Most ports, and ICMP types, of one list: as Cilium's definition has it.
+pub const MAX_PORTS: usize = 40;
 
 /// A policy, ready to be enforced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,10 +48,7 @@ pub struct Parsed {
     pub problems: Vec<Problem>,
 }
 
-/// Most specs a policy may have.
-pub const MAX_SPECS: usize = 1000;
-
-/// Reads a policy of any kind: `specs` are its `spec` and the elements of its `specs`, in this order.
+/// Reads a policy of any kind. `specs` are its `spec` and the elements of its `specs`, in this order.
 pub fn policy(name: &PolicyName, specs: &[Value]) -> Parsed {
     match name.kind {
         PolicyKind::NetworkPolicy => network_policy(name, specs),
@@ -38,12 +56,7 @@ pub fn policy(name: &PolicyName, specs: &[Value]) -> Parsed {
     }
 }
 
-/// Reads a Kubernetes NetworkPolicy.
-pub fn network_policy(_name: &PolicyName, _specs: &[Value]) -> Parsed {
-    Parsed::default()
-}
-
-/// Reads a CiliumNetworkPolicy or a CiliumClusterwideNetworkPolicy.
-pub fn cilium(_name: &PolicyName, _specs: &[Value]) -> Parsed {
-    Parsed::default()
+/// Where a spec stands in its object.
+fn spec_path(specs: &[Value], index: usize) -> String {
+    if specs.len() == 1 { "spec".to_owned() } else { format!("specs[{index}]") }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use isthmus_wire::NumericIdentity;
@@ -47,8 +48,8 @@ pub struct CidrIdentity {
 /// What has changed for an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointChange {
-    /// Its rules: the whole map, to be put in place of the old one at once.
-    Replace(Resolved),
+    /// Its rules: the whole map, to be put in place of the old one at once. Endpoints whose pods are alike share it.
+    Replace(Arc<Resolved>),
     /// The identities that its rules are about: single entries, in place.
     Update {
         /// Entries to write, new or changed.
