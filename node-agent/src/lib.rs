@@ -10,6 +10,7 @@ pub mod api;
 pub mod daemon;
 pub mod datapath;
 pub mod desired;
+pub mod encryption;
 pub mod events;
 pub mod explain;
 pub mod kubernetes;

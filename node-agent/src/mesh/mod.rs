@@ -253,11 +253,16 @@ impl Mesh {
             return Some(Place::Node(id, by.kind));
         }
         let host = (by.cluster, claim.host?);
-        let node = self.hosts.get(&host).into_iter().flatten();
-        let node = node
-            .map(|name| NodeId { cluster: by.cluster, name: name.clone() })
-            .find(|node| self.node(node).is_some());
+        let node = self.nodes_at(host).next();
         Some(Place::Pod { host, node })
+    }
+
+    /// The nodes of a cluster, by number, that have an address. The pods behind it are the first one's.
+    pub(crate) fn nodes_at(&self, host: (u16, IpAddr)) -> impl Iterator<Item = NodeId> + '_ {
+        let names = self.hosts.get(&host).into_iter().flatten();
+        names
+            .map(move |name| NodeId { cluster: host.0, name: name.clone() })
+            .filter(|node| self.node(node).is_some())
     }
 
     /// A node, if it is known and counts.

@@ -1,0 +1,11 @@
+//! Traffic between the pods of different nodes goes through a WireGuard device; this keeps the device as the mesh asks.
+//!
+//! ```text
+//! mesh ──▶ peers (who should be a peer) ──▶ device (what to tell it) ──▶ isthmus-wireguard, or the kernel
+//! wireguard.key ──▶ rotation ──▶ publication ──▶ this node's annotation ──▶ the mesh of all others
+//! ```
+
+pub mod device;
+pub mod key_file;
+pub mod peers;
+pub mod rotation;
