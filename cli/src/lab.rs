@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use isthmus_lab::names::LabName;
 use isthmus_lab::report::Report;
 use isthmus_lab::scenario::{PodRef, Scenario};
-use isthmus_lab::spec::Store;
+use isthmus_lab::spec::{Encryption, Store};
 use isthmus_lab::state::{self, StateDir, read_json};
 use isthmus_lab::story::Story;
 use isthmus_lab::{Audience, Lab, LabError, PodRecord, Result, cleanup, preflight};
@@ -200,7 +200,11 @@ fn prepare(args: &RunArgs) -> Result<(Scenario, LabName)> {
         scenario.steps.clear();
     }
     let store = args.scenario.store.map_or(scenario.store, Store::from);
-    preflight::check(preflight::Needs { etcd: store == Store::Etcd, curl: scenario.needs_curl() })?;
+    preflight::check(preflight::Needs {
+        etcd: store == Store::Etcd,
+        curl: scenario.needs_curl(),
+        encryption: scenario.encryption != Encryption::Off,
+    })?;
     let name = args.scenario.name.clone().unwrap_or_else(|| scenario.lab_name());
     Ok((scenario, name))
 }

@@ -15,7 +15,7 @@ use isthmus_kvstore::Section;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::reader::{Reader, ReaderConfig, SectionEvent};
 use isthmus_lab::names::{Families, LabName};
-use isthmus_lab::spec::{ClusterSpec, LabSpec, Store};
+use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Store};
 use isthmus_lab::{Lab, cleanup};
 use isthmus_node_agent::status::Applied;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -60,6 +60,7 @@ fn spec(name: LabName) -> LabSpec {
         families: Families::V4,
         store: if std::env::var("STORE").is_ok_and(|s| s == "etcd") { Store::Etcd } else { Store::Memory },
         max_connected_clusters: 255,
+        encryption: Encryption::default(),
         mesh: true,
         clusters: vec![cluster("alpha", 1, "beta"), cluster("beta", 2, "alpha")],
     }

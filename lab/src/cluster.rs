@@ -13,8 +13,8 @@ use crate::error::{LabError, Result};
 use crate::kube_api::KubeApi;
 use crate::lab::Ground;
 use crate::pki::{Authority, CertFiles};
-use crate::process::Launch;
-use crate::spec::{ClusterSpec, LabSpec, Store};
+use crate::process::{Launch, Process};
+use crate::spec::{ClusterSpec, Encryption, LabSpec, Store};
 use crate::state::{self, read_json};
 use crate::topology::{CONTROL_PLANE, ClusterNet};
 use crate::{controllers, crds, forwarder, http, kubelet, programs, rbac, status, wait};
@@ -267,8 +267,9 @@ impl Cluster {
         let dir = self.ground.state.cluster(self.name());
         let mut names = Vec::new();
         for (i, node) in self.spec.nodes.iter().enumerate() {
-            let name = format!("{}/{node}/{}", self.name(), programs::NODE_AGENT);
-            let cgroup = self.ground.cgroup.join(self.name()).join(node);
+            if lab.encryption != Encryption::Off {
+                self.start_device(i, node).await?;
+            }
             let mut flags = Flags::default();
             flags.add("--cluster-name", self.name());
             flags.add("--cluster-id", self.id().to_string());
@@ -277,27 +278,53 @@ impl Cluster {
             flags.add("--kubeconfig", dir.join("agent.kubeconfig"));
             flags.add("--gateway-config", dir.join(node).join("gateway.yaml"));
             flags.add("--bpf-fs", self.ground.state.bpf().join(self.name()).join(node));
-            flags.add("--cgroup-root", &cgroup);
+            flags.add("--cgroup-root", self.ground.cgroup.join(self.name()).join(node));
             flags.0.push("--kube-proxy-replacement".into());
             flags.add("--health-address", "127.0.0.1:9879");
             flags.add("--metrics-address", "127.0.0.1:9963");
             flags.add("--api-socket", self.agent_socket(node));
-            let launch = Launch {
-                name: name.clone(),
-                program: programs::ours(programs::NODE_AGENT)?,
-                args: flags.0,
-                env: Default::default(),
-                netns: self.net.nodes[i].path(),
-                // Where systemd would have it: on the node, but not in a pod.
-                cgroup: cgroup.join("system").join(programs::NODE_AGENT),
-                hostname: Some(node.clone()),
-                log: self.ground.state.log(&name),
-            };
-            self.ground.run(launch).await?;
-            names.push(name);
+            flags.add("--state-dir", self.ground.state.agent_state(self.name(), node));
+            match lab.encryption {
+                Encryption::Off => flags.add("--encryption", "off"),
+                Encryption::On | Encryption::Strict => {
+                    // The one that every machine has.
+                    flags.add("--wireguard", "user");
+                    flags.add("--wireguard-uapi-dir", self.ground.state.wireguard(self.name(), node));
+                }
+            }
+            if lab.encryption == Encryption::Strict {
+                flags.0.push("--encryption-strict".into());
+            }
+            let process = self.run_on(i, node, programs::NODE_AGENT, flags).await?;
+            names.push(process.name().to_owned());
         }
         futures::future::try_join_all(names.iter().map(|name| self.wait_ready(name))).await?;
         Ok(())
+    }
+
+    /// The node's WireGuard device: a process of its own, so that traffic flows on while the agent is replaced.
+    async fn start_device(&self, i: usize, node: &str) -> Result<()> {
+        let mut flags = Flags::default();
+        flags.add("--uapi-dir", self.ground.state.wireguard(self.name(), node));
+        flags.add("--metrics-address", "127.0.0.1:9964");
+        self.run_on(i, node, programs::WIREGUARD, flags).await?;
+        Ok(())
+    }
+
+    /// Starts one of our programs where systemd would have it: on the node, but not in a pod.
+    async fn run_on(&self, i: usize, node: &str, program: &str, flags: Flags) -> Result<Process> {
+        let name = format!("{}/{node}/{program}", self.name());
+        let launch = Launch {
+            name: name.clone(),
+            program: programs::ours(program)?,
+            args: flags.0,
+            env: Default::default(),
+            netns: self.net.nodes[i].path(),
+            cgroup: self.ground.cgroup.join(self.name()).join(node).join("system").join(program),
+            hostname: Some(node.to_owned()),
+            log: self.ground.state.log(&name),
+        };
+        self.ground.run(launch).await
     }
 
     /// Waits until a daemon answers that it is ready.
@@ -306,6 +333,11 @@ impl Cluster {
     /// When it does not in time, or has ended; with the last lines of its log.
     pub async fn wait_ready(&self, daemon: &str) -> Result<()> {
         let process = self.ground.daemon(daemon)?;
+        if daemon.ends_with(programs::WIREGUARD) {
+            // Ready is what its agent makes of it.
+            let agent = daemon.replace(programs::WIREGUARD, programs::NODE_AGENT);
+            return Box::pin(self.wait_ready(&agent)).await;
+        }
         let (ns, address, path) = self.health(daemon)?;
         let waited = wait::until(format!("{daemon} to be ready"), READY, || async {
             if !process.running() {

@@ -13,6 +13,8 @@ pub struct Needs {
     pub etcd: bool,
     /// `curl` in the pods.
     pub curl: bool,
+    /// A WireGuard device on each node.
+    pub encryption: bool,
 }
 
 /// Checks the machine.
@@ -43,6 +45,10 @@ pub fn check(needs: Needs) -> Result<()> {
     note(veth());
     for program in [programs::LAB_POD, programs::KUBE_API, programs::APISERVER, programs::NODE_AGENT] {
         note(programs::ours(program).map(drop));
+    }
+    if needs.encryption {
+        note(programs::ours(programs::WIREGUARD).map(drop));
+        note(file("/dev/net/tun", "TUN devices (CONFIG_TUN)"));
     }
     if needs.etcd {
         note(programs::machines("etcd", "etcd-server").map(drop));

@@ -16,6 +16,9 @@ pub const APISERVER: &str = "clustermesh-apiserver";
 /// One on every node.
 pub const NODE_AGENT: &str = "node-agent";
 
+/// The WireGuard device of a node.
+pub const WIREGUARD: &str = "isthmus-wireguard";
+
 /// One of our programs.
 ///
 /// # Errors

@@ -37,7 +37,11 @@ pub(crate) async fn install(client: &Client) -> Result<()> {
          "verbs": ["get"]},
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]);
-    let agent = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": read}]);
+    let agent = json!([
+        {"apiGroups": [""], "resources": ["pods"], "verbs": read},
+        // Each publishes its node's WireGuard key.
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
+    ]);
     grant(client, "isthmus-clustermesh-apiserver", APISERVER_USER, apiserver).await?;
     grant(client, "isthmus-node-agent", AGENT_USER, agent).await
 }

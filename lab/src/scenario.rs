@@ -18,7 +18,7 @@ pub use self::action::{
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
 use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};
-use crate::spec::{ClusterSpec, LabSpec, Store};
+use crate::spec::{ClusterSpec, Encryption, LabSpec, Store};
 
 /// The file in a scenario's folder.
 pub const FILE: &str = "scenario.yaml";
@@ -36,6 +36,8 @@ pub struct Scenario {
     pub families: Families,
     /// Unless the command line says otherwise.
     pub store: Store,
+    /// Of traffic between nodes.
+    pub encryption: Encryption,
     /// 255 or 511.
     pub max_connected_clusters: u16,
     /// At least one.
@@ -54,6 +56,8 @@ struct File {
     families: Families,
     #[serde(default)]
     store: Store,
+    #[serde(default)]
+    encryption: Encryption,
     #[serde(default = "default_max_connected_clusters")]
     max_connected_clusters: u16,
     clusters: Vec<FileCluster>,
@@ -131,6 +135,7 @@ impl Scenario {
             title: file.title,
             families: file.families,
             store: file.store,
+            encryption: file.encryption,
             max_connected_clusters: file.max_connected_clusters,
             clusters: clusters.collect(),
             manifests: file.manifests,
@@ -145,6 +150,7 @@ impl Scenario {
             scenario: self.dir.clone(),
             families: self.families,
             store: store.unwrap_or(self.store),
+            encryption: self.encryption,
             max_connected_clusters: self.max_connected_clusters,
             mesh: true,
             clusters: self.clusters.clone(),

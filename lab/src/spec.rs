@@ -19,6 +19,8 @@ pub struct LabSpec {
     pub store: Store,
     /// 255 or 511.
     pub max_connected_clusters: u16,
+    /// Of traffic between nodes.
+    pub encryption: Encryption,
     /// Whether clusters have a clustermesh-apiserver and node-agents; without, they are plain clusters.
     pub mesh: bool,
     /// At least one.
@@ -36,6 +38,19 @@ pub struct ClusterSpec {
     pub nodes: Vec<String>,
     /// The clusters it joins: for each it has a peer file.
     pub peers: Vec<String>,
+}
+
+/// Whether traffic between nodes is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// It is not, and no node has a WireGuard device.
+    #[default]
+    Off,
+    /// Each node has a device, and what can be encrypted is.
+    On,
+    /// As `On`; what cannot be encrypted is dropped.
+    Strict,
 }
 
 /// What is behind a clustermesh-apiserver.

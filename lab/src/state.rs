@@ -138,6 +138,16 @@ impl StateDir {
         self.node(cluster, node).join("agent.sock")
     }
 
+    /// Where a node-agent keeps its key.
+    pub fn agent_state(&self, cluster: &str, node: &str) -> PathBuf {
+        self.node(cluster, node).join("state")
+    }
+
+    /// Where a node's WireGuard device has its socket: for `wg`, in the node's network namespace.
+    pub fn wireguard(&self, cluster: &str, node: &str) -> PathBuf {
+        self.node(cluster, node).join("wg")
+    }
+
     /// The log of a process.
     pub fn log(&self, process: &str) -> PathBuf {
         self.0.join("logs").join(format!("{}.log", process.replace('/', ".")))

@@ -2,6 +2,7 @@
 //!
 //! What an earlier run left in the kernel serves on while this one reads the mesh, and while no agent runs at all.
 
+mod encryption;
 mod report;
 
 use std::fs;
@@ -21,6 +22,8 @@ use self::report::Reporter;
 use crate::api::{self, Api};
 use crate::datapath::routing::{self, RoutingError};
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, MapSizes};
+use crate::encryption::key_file::KeyFileError;
+use crate::encryption::{self as wireguard};
 use crate::events::{self, Hub};
 use crate::mesh::Own;
 use crate::metrics::Metrics;
@@ -69,6 +72,10 @@ pub struct Config {
     pub metrics: LoopbackAddr,
     /// Where the API socket is.
     pub api_socket: PathBuf,
+    /// Where this node's keys are.
+    pub state_dir: PathBuf,
+    /// How traffic between nodes is encrypted; none where it is not.
+    pub encryption: Option<wireguard::Settings>,
 }
 
 /// Why the agent cannot run.
@@ -83,6 +90,9 @@ pub enum DaemonError {
     /// The way to the encryption device.
     #[error(transparent)]
     Routing(#[from] RoutingError),
+    /// This node's private key.
+    #[error(transparent)]
+    Key(#[from] KeyFileError),
     /// The kubeconfig cannot be used.
     #[error("--kubeconfig: {0}")]
     Kubeconfig(#[from] kube::config::KubeconfigError),
@@ -119,7 +129,8 @@ pub enum DaemonError {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), DaemonError> {
     let started = Utc::now();
     let gateway = ClientConfig::load(&config.gateway_config)?;
-    let pods = pods_api(&config).await?;
+    let client = client(&config).await?;
+    let pods = kube::Api::all(client.clone());
     let served_before = serves(&config.bpf_fs);
     let mut datapath = Arc::new(open(&config)?);
     let dump = datapath.dump()?;
@@ -134,7 +145,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let metrics = Arc::new(Metrics::new(Some(datapath.clone())));
     let (events, arrivals) = mpsc::channel(EVENTS);
     let (applied, _) = broadcast::channel(APPLIED);
-    let reconciler = Reconciler::new(own(&config), policy(&config), &dump);
+    let encryption = encryption::start(&config, client, &datapath, &shutdown).await?;
+    let mut reconciler = Reconciler::new(own(&config), policy(&config), &dump);
+    if let Some(peers) = &encryption.peers {
+        reconciler.keep_peers(peers.clone());
+    }
     let (task, looks) = Task::new(
         reconciler,
         datapath.clone(),
@@ -177,6 +192,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         reader: reader_status,
         pods: pods_status,
         sockets: sockets_attached,
+        encryption: encryption.status.clone(),
         metrics: metrics.clone(),
         readiness: watch::Sender::new(Readiness::Waiting("starting".to_owned())),
     });
@@ -247,7 +263,7 @@ fn check_cgroup(path: &Path) -> Result<(), DatapathError> {
     }
 }
 
-async fn pods_api(config: &Config) -> Result<kube::Api<k8s_openapi::api::core::v1::Pod>, DaemonError> {
+async fn client(config: &Config) -> Result<kube::Client, DaemonError> {
     let kube_config = match &config.kubeconfig {
         Some(path) => {
             let kubeconfig = Kubeconfig::read_from(path)?;
@@ -255,7 +271,7 @@ async fn pods_api(config: &Config) -> Result<kube::Api<k8s_openapi::api::core::v
         }
         None => kube::Config::incluster()?,
     };
-    Ok(kube::Api::all(kube::Client::try_from(kube_config)?))
+    Ok(kube::Client::try_from(kube_config)?)
 }
 
 /// On a thread of its own: it makes system calls all the time, and nothing else may delay a change.

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use isthmus_daemon::{LogFormat, LogLevel, LoopbackAddr, init_logging, shutdown_on_signal};
 use isthmus_node_agent::daemon::{self, Config};
 use isthmus_node_agent::datapath::MapSizes;
+use isthmus_node_agent::encryption::Settings;
 use isthmus_node_agent::sources::mesh::OwnCluster;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
+use isthmus_wireguard::control::{Backend, Location};
 
 const EXAMPLES: &str = "Examples:
   # On a node of cluster alpha, beside kube-proxy:
@@ -81,6 +84,31 @@ struct Run {
     /// Balance every ClusterIP service, not only the global ones
     #[arg(long)]
     kube_proxy_replacement: bool,
+    /// Whether traffic between the pods of different nodes is encrypted (WireGuard)
+    #[arg(long, value_enum, value_name = "ON|OFF", default_value_t = Switch::On)]
+    encryption: Switch,
+    /// Which WireGuard device: the kernel's where it has one and `isthmus-wireguard` elsewhere, or one of them
+    #[arg(long, value_enum, value_name = "DEVICE", default_value_t)]
+    wireguard: Backend,
+    /// Drop what should be encrypted and cannot be, and what comes unencrypted from pods of other nodes
+    #[arg(long)]
+    encryption_strict: bool,
+    /// In strict mode, a range of pods: nothing goes unencrypted to an address in it of which nothing is known; may be
+    /// given several times
+    #[arg(long, value_name = "CIDR", requires = "encryption_strict")]
+    encryption_strict_cidr: Vec<IpNet>,
+    /// Network interface of the WireGuard device
+    #[arg(long, value_name = "NAME", default_value = "isthmus_wg0", value_parser = interface)]
+    wireguard_interface: String,
+    /// UDP port of the WireGuard device, the same on every node of the mesh
+    #[arg(long, value_name = "PORT", default_value_t = 51871, value_parser = clap::value_parser!(u16).range(1..))]
+    wireguard_port: u16,
+    /// Where `isthmus-wireguard` has its configuration socket
+    #[arg(long, value_name = "DIR", default_value = "/var/run/wireguard")]
+    wireguard_uapi_dir: PathBuf,
+    /// Where this node's private key is kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/isthmus")]
+    state_dir: PathBuf,
     /// Entries of the map of frontends
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().services)]
     bpf_map_services: u32,
@@ -111,6 +139,12 @@ struct Run {
     /// What is logged: a level, or a list of target=level
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info")]
     log_level: LogLevel,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 fn main() -> ExitCode {
@@ -159,6 +193,24 @@ fn config(run: Run) -> Config {
         health: run.health_address,
         metrics: run.metrics_address,
         api_socket: run.api_socket,
+        state_dir: run.state_dir,
+        encryption: (run.encryption == Switch::On).then_some(Settings {
+            backend: run.wireguard,
+            location: Location { interface: run.wireguard_interface, uapi_dir: run.wireguard_uapi_dir },
+            port: run.wireguard_port,
+            strict: run.encryption_strict,
+            strict_cidrs: run.encryption_strict_cidr,
+        }),
+    }
+}
+
+/// The kernel's rules for names of interfaces.
+fn interface(text: &str) -> Result<String, String> {
+    let plain = text.chars().all(|letter| letter.is_ascii_graphic() && letter != '/' && letter != ':');
+    if (1..=15).contains(&text.len()) && plain && !matches!(text, "." | "..") {
+        Ok(text.to_owned())
+    } else {
+        Err("a network interface has 1 to 15 letters, without spaces, '/' and ':'".to_owned())
     }
 }
 

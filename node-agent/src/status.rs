@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+pub use crate::encryption::status::{EncryptionStatus, PeerStatus, RefusedKeyStatus};
+
 /// `GET /v1/status`
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +31,9 @@ pub struct AgentStatus {
     pub clusters: Vec<ClusterStatus>,
     /// The kernel's side.
     pub datapath: DatapathStatus,
+    /// Encryption of traffic between nodes.
+    #[serde(default)]
+    pub encryption: EncryptionStatus,
     /// How full the maps are.
     pub maps: Vec<MapStatus>,
     /// The newest revision per section (its prefix in the store) that the maps show.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use isthmus_lab::Lab;
 use isthmus_lab::cleanup;
 use isthmus_lab::names::{Families, LabName};
-use isthmus_lab::spec::{ClusterSpec, LabSpec, Store};
+use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Store};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -27,6 +27,7 @@ pub async fn plain_lab(name: &str, families: Families, nodes: usize) -> Lab {
         families,
         store: Store::Memory,
         max_connected_clusters: 255,
+        encryption: Encryption::default(),
         mesh: false,
         clusters: vec![cluster("alpha", 1), cluster("beta", 2)],
     };

@@ -18,7 +18,9 @@ use crate::mesh::{ClusterSummary, Resource};
 use crate::metrics::Metrics;
 use crate::pods::PodsStatus;
 use crate::reconcile::{self, Looks};
-use crate::status::{AgentStatus, ClusterState, ClusterStatus, DatapathStatus, GatewayStatus, MapStatus};
+use crate::status::{
+    AgentStatus, ClusterState, ClusterStatus, DatapathStatus, EncryptionStatus, GatewayStatus, MapStatus,
+};
 
 /// A heartbeat older than this means that nobody fills the store.
 const OLD_HEARTBEAT: chrono::TimeDelta = chrono::TimeDelta::minutes(3);
@@ -32,6 +34,7 @@ pub(super) struct Reporter {
     pub(super) reader: watch::Receiver<ReaderStatus>,
     pub(super) pods: watch::Receiver<PodsStatus>,
     pub(super) sockets: watch::Receiver<bool>,
+    pub(super) encryption: watch::Receiver<EncryptionStatus>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: watch::Sender<Readiness>,
 }
@@ -94,7 +97,13 @@ impl Reporter {
                 None => "the own cluster has not been read whole yet".to_owned(),
             });
         }
-        (!*self.sockets.borrow()).then(|| "the socket programs are not attached yet".to_owned())
+        if !*self.sockets.borrow() {
+            return Some("the socket programs are not attached yet".to_owned());
+        }
+        let encryption = self.encryption.borrow();
+        let problem = || encryption.problem.as_deref().unwrap_or("the device is not set up yet");
+        (encryption.enabled && !encryption.ready)
+            .then(|| format!("traffic between nodes cannot be encrypted: {}", problem()))
     }
 
     /// The status; nothing once the agent is on its way out.
@@ -126,6 +135,7 @@ impl Reporter {
             gateway: gateway(&reader, now),
             clusters,
             datapath: self.datapath_status(&pods),
+            encryption: self.encryption.borrow().clone(),
             maps: self.maps(inside.filled),
             applied: inside.progress.applied.iter().map(|(name, at)| (name.to_string(), *at)).collect(),
             rejected_entries: self.metrics.rejected_total(),
@@ -219,6 +229,7 @@ impl Reporter {
             ));
         }
         problems.extend(pods.error.iter().cloned());
+        problems.extend(encryption_problems(&self.encryption.borrow()));
         problems
     }
 
@@ -246,6 +257,18 @@ impl Reporter {
         .map(|(name, entries, capacity)| MapStatus { name: name.to_owned(), entries, capacity })
         .into()
     }
+}
+
+/// While it is not ready, that is a problem of the agent as a whole.
+fn encryption_problems(encryption: &EncryptionStatus) -> Vec<String> {
+    let own = encryption.problem.iter().filter(|_| encryption.ready).cloned();
+    let refused = encryption.refused_keys.iter().map(|refused| {
+        format!(
+            "the WireGuard key of node {} of cluster {} is not used: {}",
+            refused.node, refused.cluster, refused.reason
+        )
+    });
+    own.chain(refused).collect()
 }
 
 fn gateway(reader: &ReaderStatus, now: DateTime<Utc>) -> GatewayStatus {

@@ -39,6 +39,8 @@ pub struct Device {
     users: HashMap<PublicKey, NodeId>,
     departing: BTreeMap<PublicKey, Moment>,
     greeted: BTreeMap<PublicKey, Moment>,
+    /// Everything has been compared since the mesh was read: nothing of an earlier run is left.
+    settled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +80,7 @@ impl Device {
             users: HashMap::new(),
             departing: BTreeMap::new(),
             greeted: BTreeMap::new(),
+            settled: false,
         }
     }
 
@@ -126,7 +129,8 @@ impl Device {
         let mut nodes: BTreeSet<NodeId> = peers.all().map(|(id, _)| id.clone()).collect();
         nodes.extend(self.nodes.keys().cloned());
         let mut updates = self.changed(&nodes, peers, at);
-        if peers.is_settled() {
+        self.settled = peers.is_settled();
+        if self.settled {
             let unused =
                 |key: &&PublicKey| !self.users.contains_key(key) && !self.departing.contains_key(key);
             let unused: Vec<_> = self.known.keys().filter(unused).copied().collect();
@@ -194,6 +198,16 @@ impl Device {
     pub fn is_calm(&self) -> bool {
         let succession = |assigned: &Assigned| matches!(assigned, Assigned::Succession { .. });
         self.greeted.is_empty() && self.departing.is_empty() && !self.nodes.values().any(succession)
+    }
+
+    /// Whether what an earlier run left in the device has been removed.
+    pub fn has_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Peers of the device.
+    pub fn peers(&self) -> usize {
+        self.known.len()
     }
 
     /// The node that a peer of the device is, former peers included.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use isthmus_wireguard::config::PrivateKey;
+use zeroize::Zeroizing;
 
 const KEY: &str = "wireguard.key";
 const NEXT: &str = "wireguard.key.next";
@@ -50,12 +51,12 @@ pub struct KeyFiles {
     dir: PathBuf,
 }
 
-/// A key that is about to replace the present one, and why.
+/// A key of this node, and why it was made.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NextKey {
+pub struct NodeKey {
     /// The key.
     pub key: PrivateKey,
-    /// The name of the rotation that made it.
+    /// The name of the rotation that made it; empty for the first.
     pub rotation: String,
 }
 
@@ -69,22 +70,20 @@ impl KeyFiles {
     ///
     /// # Errors
     /// See [`KeyFileError`].
-    pub fn current(&self) -> Result<Option<PrivateKey>, KeyFileError> {
-        let path = self.dir.join(KEY);
-        let Some(text) = read(&path)? else { return Ok(None) };
-        text.trim().parse().map(Some).map_err(|_| KeyFileError::Corrupt { path })
+    pub fn current(&self) -> Result<Option<NodeKey>, KeyFileError> {
+        read(&self.dir.join(KEY))
     }
 
     /// The present key, made if there is none.
     ///
     /// # Errors
     /// See [`KeyFileError`].
-    pub fn current_or_new(&self) -> Result<PrivateKey, KeyFileError> {
+    pub fn current_or_new(&self) -> Result<NodeKey, KeyFileError> {
         if let Some(key) = self.current()? {
             return Ok(key);
         }
-        let key = PrivateKey::generate();
-        self.write(KEY, key.to_base64().as_str())?;
+        let key = NodeKey { key: PrivateKey::generate(), rotation: String::new() };
+        self.write(KEY, &key)?;
         Ok(key)
     }
 
@@ -92,23 +91,16 @@ impl KeyFiles {
     ///
     /// # Errors
     /// See [`KeyFileError`].
-    pub fn next(&self) -> Result<Option<NextKey>, KeyFileError> {
-        let path = self.dir.join(NEXT);
-        let Some(text) = read(&path)? else { return Ok(None) };
-        let (key, rotation) = text.trim().split_once('\n').unwrap_or((text.trim(), ""));
-        match key.trim().parse() {
-            Ok(key) => Ok(Some(NextKey { key, rotation: rotation.trim().to_owned() })),
-            Err(_) => Err(KeyFileError::Corrupt { path }),
-        }
+    pub fn next(&self) -> Result<Option<NodeKey>, KeyFileError> {
+        read(&self.dir.join(NEXT))
     }
 
     /// Writes the key that is to replace the present one.
     ///
     /// # Errors
     /// See [`KeyFileError`].
-    pub fn write_next(&self, next: &NextKey) -> Result<(), KeyFileError> {
-        let key = next.key.to_base64();
-        self.write(NEXT, &zeroize::Zeroizing::new(format!("{}\n{}", key.as_str(), next.rotation)))
+    pub fn write_next(&self, next: &NodeKey) -> Result<(), KeyFileError> {
+        self.write(NEXT, next)
     }
 
     /// Makes the next key the present one.
@@ -122,7 +114,7 @@ impl KeyFiles {
     }
 
     /// The file is whole or not there, whenever the machine stops.
-    fn write(&self, name: &str, text: &str) -> Result<(), KeyFileError> {
+    fn write(&self, name: &str, key: &NodeKey) -> Result<(), KeyFileError> {
         let path = self.dir.join(name);
         let temporary = self.dir.join(format!(".{name}.new"));
         let write = || -> io::Result<()> {
@@ -131,8 +123,8 @@ impl KeyFiles {
             let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             // One that was left there may have had another mode.
             file.set_permissions(Permissions::from_mode(0o600))?;
-            file.write_all(text.as_bytes())?;
-            file.write_all(b"\n")?;
+            writeln!(file, "{}", key.key.to_base64().as_str())?;
+            writeln!(file, "{}", key.rotation)?;
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
@@ -146,7 +138,16 @@ impl KeyFiles {
     }
 }
 
-fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, KeyFileError> {
+/// The key on the first line; on the second, if there is one, what made it.
+fn read(path: &Path) -> Result<Option<NodeKey>, KeyFileError> {
+    let Some(text) = read_private(path)? else { return Ok(None) };
+    let mut lines = text.lines().map(str::trim);
+    let key = lines.next().unwrap_or_default().parse();
+    let key = key.map_err(|_| KeyFileError::Corrupt { path: path.to_owned() })?;
+    Ok(Some(NodeKey { key, rotation: lines.next().unwrap_or_default().to_owned() }))
+}
+
+fn read_private(path: &Path) -> Result<Option<Zeroizing<String>>, KeyFileError> {
     let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -157,7 +158,8 @@ fn read(path: &Path) -> Result<Option<zeroize::Zeroizing<String>>, KeyFileError>
     if mode & 0o077 != 0 {
         return Err(KeyFileError::Mode { path: path.to_owned(), mode });
     }
-    let mut text = zeroize::Zeroizing::new(String::new());
+    // Room for all of it at once: growing would leave copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(MOST as usize));
     match file.take(MOST).read_to_string(&mut text) {
         Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -218,13 +220,13 @@ mod tests {
         let files = KeyFiles::new(folder.path());
         let present = files.current_or_new().expect("made");
         assert_eq!(files.next().expect("none is no error"), None);
-        let next = NextKey { key: PrivateKey::generate(), rotation: "2026-01-01".to_owned() };
+        let next = NodeKey { key: PrivateKey::generate(), rotation: "2026-01-01".to_owned() };
         files.write_next(&next).expect("written");
         assert_eq!(mode(&folder.path().join(NEXT)), 0o600);
         assert_eq!(files.next().expect("read"), Some(next.clone()));
         assert_eq!(files.current().expect("read"), Some(present));
         files.promote().expect("renamed");
-        assert_eq!(files.current().expect("read"), Some(next.key));
+        assert_eq!(files.current().expect("read"), Some(next));
         assert_eq!(files.next().expect("none is no error"), None);
     }
 }

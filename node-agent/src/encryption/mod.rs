@@ -8,4 +8,14 @@
 pub mod device;
 pub mod key_file;
 pub mod peers;
+pub mod publication;
 pub mod rotation;
+pub mod shared;
+pub mod status;
+pub mod task;
+pub mod underlay;
+
+pub use self::key_file::KeyFiles;
+pub use self::shared::SharedPeers;
+pub use self::status::EncryptionStatus;
+pub use self::task::{Settings, Task};

@@ -207,6 +207,11 @@ impl Peers {
         Some((holder, &self.nodes.get(holder)?.cluster))
     }
 
+    /// Name of a node's cluster.
+    pub fn cluster(&self, id: &NodeId) -> Option<&Arc<str>> {
+        self.nodes.get(id).map(|node| &node.cluster)
+    }
+
     /// Nodes about which something else should hold than when this was last asked.
     pub fn take_dirty(&mut self) -> BTreeSet<NodeId> {
         std::mem::take(&mut self.dirty)

@@ -14,7 +14,7 @@ use std::time::Duration;
 use isthmus_wireguard::config::{DeviceState, PrivateKey, PublicKey};
 
 use super::device::REJECT_AFTER;
-use super::key_file::NextKey;
+use super::key_file::NodeKey;
 use crate::mesh::fact::Moment;
 
 /// A node that has no session now may begin one with the old key until it has read the new one.
@@ -29,13 +29,13 @@ pub enum Rotation {
     #[default]
     Idle,
     /// There is a next key; the device does not answer to it yet.
-    Prepared(NextKey),
+    Prepared(NodeKey),
     /// The device answers to both keys; the others have not been told the next one.
-    Announcing(NextKey),
+    Announcing(NodeKey),
     /// The others have been told.
     Switching {
         /// The next key.
-        next: NextKey,
+        next: NodeKey,
         /// Since when.
         since: Moment,
     },
@@ -52,12 +52,12 @@ pub struct Switched {
 
 impl Rotation {
     /// Goes on with what an earlier run began.
-    pub fn resume(next: Option<NextKey>) -> Self {
+    pub fn resume(next: Option<NodeKey>) -> Self {
         next.map_or(Self::Idle, Self::Prepared)
     }
 
     /// The next key, if there is one.
-    pub fn next(&self) -> Option<&NextKey> {
+    pub fn next(&self) -> Option<&NodeKey> {
         match self {
             Self::Idle => None,
             Self::Prepared(next) | Self::Announcing(next) | Self::Switching { next, .. } => Some(next),
@@ -110,8 +110,8 @@ mod tests {
 
     use super::*;
 
-    fn next() -> NextKey {
-        NextKey { key: PrivateKey::generate(), rotation: "one".to_owned() }
+    fn next() -> NodeKey {
+        NodeKey { key: PrivateKey::generate(), rotation: "one".to_owned() }
     }
 
     fn at(seconds: u64) -> Moment {

@@ -9,6 +9,7 @@ use isthmus_bpf_abi::{IpcacheKey, ServiceKey};
 
 use crate::datapath::{MapOp, OpError};
 use crate::desired::{Delta, Frontends, Rules, ipcache};
+use crate::encryption::SharedPeers;
 use crate::mesh::fact::{Moment, Provenance};
 use crate::mesh::{Changes, Mesh, MeshEvent, Own, Refusal, Resource};
 use crate::plan::{Dump, Failures, Planner, Retention};
@@ -35,6 +36,7 @@ pub struct Reconciler {
     changes: Changes,
     again: Again,
     startup: Startup,
+    peers: Option<Arc<SharedPeers>>,
 }
 
 /// What failed and is to be tried again.
@@ -79,7 +81,13 @@ impl Reconciler {
             changes: Changes::default(),
             again: Again::default(),
             startup: Startup::ReadingOwn,
+            peers: None,
         }
+    }
+
+    /// Keeps these peers as the mesh asks, from the first event on.
+    pub fn keep_peers(&mut self, peers: Arc<SharedPeers>) {
+        self.peers = Some(peers);
     }
 
     /// Takes in an event.
@@ -95,6 +103,9 @@ impl Reconciler {
     pub fn plan(&mut self, now: Moment, retry: bool) -> (Vec<MapOp>, Option<Started>) {
         let changes = std::mem::take(&mut self.changes);
         let started = self.advance_startup(now);
+        if let Some(peers) = &self.peers {
+            peers.update(&self.mesh, &changes, started.is_some());
+        }
         let mut delta = if started.is_some() || (changes.synced && self.startup != Startup::Done) {
             let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
             self.planner.complete(&mut everything);

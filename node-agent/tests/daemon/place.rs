@@ -365,6 +365,8 @@ impl Agent {
             health: any,
             metrics: any,
             api_socket: socket.clone(),
+            state_dir: folder.join("state"),
+            encryption: None,
         };
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(daemon::run(config, shutdown.clone()));
