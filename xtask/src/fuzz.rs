@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// The crates that have fuzz targets: each has a workspace of its own in `fuzz/`.
-const FUZZED: [&str; 2] = ["wire", "kvstore"];
+const FUZZED: [&str; 3] = ["wire", "kvstore", "wireguard"];
 const CARGO_FUZZ: &str = "0.13.2";
 
 /// What `cargo xtask fuzz` takes.
