@@ -56,6 +56,7 @@ unit: bins
 bench: setup-test
 	cargo build --locked --release --workspace --bins
 	cargo bench --quiet --locked -p isthmus-node-agent --bench datapath
+	cargo bench --quiet --locked -p isthmus-policy --bench resolve
 	cargo bench --quiet --locked -p isthmus-wire --bench values
 	cargo bench --quiet --locked -p isthmus-kvstore --bench store --bench sync
 	cargo bench --quiet --locked -p isthmus-lab --bench propagation

@@ -24,7 +24,10 @@ pub fn packets(rng: &mut Rng, world: &World, count: usize) -> Vec<Packet> {
 fn packet(rng: &mut Rng, world: &World, pod: usize, edges: &Edges) -> Packet {
     let direction = if rng.bool() { Direction::Ingress } else { Direction::Egress };
     let peer = match rng.u8(..8) {
-        0..=3 => Peer::Pod(rng.usize(..world.pods.len())),
+        // What a pod sends to itself never leaves it.
+        0..=3 if world.pods.len() > 1 => {
+            Peer::Pod((pod + 1 + rng.usize(..world.pods.len() - 1)) % world.pods.len())
+        }
         4 => Peer::Reserved(pick(rng, &Reserved::ALL)),
         _ => {
             Peer::Outside(if edges.addresses.is_empty() { outside(rng) } else { pick(rng, &edges.addresses) })

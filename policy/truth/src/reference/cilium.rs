@@ -177,10 +177,7 @@ fn is_one_port(world: &World, port: &Value, packet: &Packet) -> bool {
         Some(other) => panic!("no such protocol: {other}"),
     };
     let text = port["port"].as_str().unwrap_or_default();
-    // Nothing at all is said of ports: as if there were no such list.
-    if text == "0" && wanted.is_none() {
-        return true;
-    }
+    // "If any layer 4 policy is specified, then ICMP will be blocked."
     if wanted.is_some_and(|wanted| wanted != packet.protocol) || !packet.protocol.has_ports() {
         return false;
     }
