@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::cluster::Cluster;
 use crate::error::{Doing, LabError, Result};
 use crate::names::{ClusterPlan, LabName};
+use crate::netns::NetNs;
 use crate::pki::Authority;
 use crate::process::{Launch, Process};
 use crate::spec::LabSpec;
@@ -131,6 +132,12 @@ impl Lab {
     /// When there is no such cluster, or it is cut already.
     pub async fn cut(&self, from: &str, to: &str) -> Result<()> {
         self.wan.cut(self.position(from)?, self.position(to)?).await
+    }
+
+    /// The namespace of the router between the clusters. The wires of all hosts end there: what crosses between nodes can be
+    /// seen in it.
+    pub fn wan(&self) -> &NetNs {
+        self.wan.ns()
     }
 
     /// Joins everything that was cut.

@@ -2,12 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod cgroup;
 pub mod cleanup;
 mod cluster;
 mod controllers;
 mod crds;
 pub mod error;
+pub mod forge;
 mod forwarder;
 mod http;
 pub mod images;

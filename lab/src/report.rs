@@ -52,6 +52,27 @@ pub struct StepReport {
     /// What the requests of this step met.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub requests: Option<Tally>,
+    /// What was seen on the wires meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub captured: Option<Captured>,
+}
+
+/// What someone who taps every wire between nodes has seen. A packet that crosses several is counted at each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Captured {
+    /// IP packets of all kinds.
+    pub packets: usize,
+    /// Those in which a request can be read.
+    pub requests: usize,
+    /// Those in which an answer can be read.
+    pub answers: usize,
+    /// Those whose outer header names one of the pods involved.
+    pub plain: usize,
+    /// Those between WireGuard devices.
+    pub encrypted: usize,
+    /// Those of them that are fragments.
+    pub encrypted_fragments: usize,
 }
 
 /// Who answered, and how often nobody did.

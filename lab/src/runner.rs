@@ -3,6 +3,7 @@
 mod curl;
 mod objects;
 mod traffic;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -207,6 +208,8 @@ impl Runner<'_> {
             Verb::Resume(daemon) => lab.resume(daemon),
             Verb::Restart(daemon) => lab.restart(daemon).await,
             Verb::Status(status) => self.status(status).await,
+            Verb::Capture(capture) => self.capture(capture, report).await,
+            Verb::Forge(forge) => self.forge(forge).await,
         }
     }
 

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use self::action::{
-    Annotate, Apply, Delete, EndTraffic, Exec, Family, Heal, Observe, Partition, PodRef, Request, Scale,
-    Shows, Status, Target, Traffic, Until, Wait,
+    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, Observe, Partition,
+    Plaintext, PodRef, Request, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
@@ -169,7 +169,7 @@ impl Scenario {
 
     /// Whether any step sends requests, so that pods need `curl`.
     pub fn needs_curl(&self) -> bool {
-        self.steps.iter().any(|s| matches!(s.verb, Verb::Request(_) | Verb::Traffic(_)))
+        self.steps.iter().any(|s| matches!(s.verb, Verb::Request(_) | Verb::Traffic(_) | Verb::Capture(_)))
     }
 }
 

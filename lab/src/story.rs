@@ -67,6 +67,13 @@ impl<W: Write + Send> Audience for Story<W> {
             let answers = if answers.is_empty() { "nobody".to_owned() } else { answers.join(", ") };
             self.line(&format!("      answered: {answers}; failed: {}", requests.failed));
         }
+        if let Some(seen) = &step.captured {
+            self.line(&format!(
+                "      on the wire: {} in the clear, {} encrypted",
+                seen.plain.max(seen.requests + seen.answers),
+                seen.encrypted
+            ));
+        }
         if let Some(failure) = &step.failure {
             self.line(&format!("      {}", failure.replace('\n', "\n      ")));
         }

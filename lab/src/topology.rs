@@ -22,6 +22,7 @@ pub const CONTROL_PLANE: &str = "control-plane";
 
 /// The router between the clusters.
 pub struct Wan {
+    ns: NetNs,
     netlink: Netlink,
     plans: Vec<ClusterPlan>,
 }
@@ -47,7 +48,7 @@ impl Wan {
     ) -> Result<(Self, Vec<ClusterNet>)> {
         let ns = NetNs::create(&lab.wan_netns()).await?;
         ns.sysctl(ROUTER)?;
-        let wan = Self { netlink: ns.netlink()?, plans: clusters.iter().map(|c| c.1).collect() };
+        let wan = Self { netlink: ns.netlink()?, ns, plans: clusters.iter().map(|c| c.1).collect() };
         let mut nets = Vec::with_capacity(clusters.len());
         for (name, plan, nodes) in clusters {
             let bridge = bridge(plan);
@@ -70,6 +71,11 @@ impl Wan {
             nets.push(ClusterNet { control_plane, nodes: hosts, plan: *plan });
         }
         Ok((wan, nets))
+    }
+
+    /// The router's namespace, which every wire between hosts ends in.
+    pub fn ns(&self) -> &NetNs {
+        &self.ns
     }
 
     /// Cuts the way from cluster number `from` to cluster number `to` (positions from 0); the way back stays.

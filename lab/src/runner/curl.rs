@@ -19,6 +19,7 @@ use crate::scenario::{Family, Target};
 pub(super) struct Curl {
     pod: PodRecord,
     url: String,
+    word: Option<String>,
 }
 
 /// A request ends after this long at the latest.
@@ -47,7 +48,18 @@ impl Curl {
             ))
         })?;
         let host = std::net::SocketAddr::new(address, target.port);
-        Ok(Self { pod, url: format!("http://{host}/") })
+        Ok(Self { pod, url: format!("http://{host}/"), word: None })
+    }
+
+    /// From now on a header of each request says this.
+    pub(super) fn saying(mut self, word: &str) -> Self {
+        self.word = Some(format!("X-Isthmus-Lab: {word}"));
+        self
+    }
+
+    /// The client.
+    pub(super) fn pod(&self) -> &PodRecord {
+        &self.pod
     }
 
     /// The node on which the client is.
@@ -58,7 +70,7 @@ impl Curl {
     /// Sends one. The error says how it failed.
     pub(super) async fn ask(&self) -> Result<Answer, String> {
         let seconds = DEADLINE.as_secs().to_string();
-        let command = [
+        let mut command = vec![
             "curl",
             "--silent",
             "--show-error",
@@ -69,7 +81,9 @@ impl Curl {
             &seconds,
             &self.url,
         ];
-        let launch = self.pod.launch(&command.map(str::to_owned)).map_err(|e| e.to_string())?;
+        command.extend(self.word.iter().flat_map(|word| ["--header", word.as_str()]));
+        let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
+        let launch = self.pod.launch(&command).map_err(|e| e.to_string())?;
         let output = launch.output(DEADLINE * 2).await.map_err(|e| e.to_string())?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());

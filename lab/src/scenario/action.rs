@@ -236,6 +236,81 @@ pub struct Status {
     pub within: Duration,
 }
 
+/// Taps every wire between nodes while requests cross.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capture {
+    /// From where to where.
+    pub target: Target,
+    /// How many requests.
+    #[serde(default = "twenty")]
+    pub count: u32,
+    /// Who answers: these, all of these, and no others, and no request fails.
+    pub answers: BTreeSet<String>,
+    /// Whether requests and answers can be read.
+    pub plaintext: Plaintext,
+    /// Tried anew until then, where it does not hold at once. What must not be read is never tried anew.
+    #[serde(default, deserialize_with = "some_duration")]
+    pub within: Option<Duration>,
+}
+
+/// What someone who taps the wires can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plaintext {
+    /// Requests and answers.
+    Seen,
+    /// Nothing: there are encrypted packets, and not one from or to a pod.
+    Unseen,
+}
+
+/// A node sends through its own encryption device in another's name, which must not arrive, and in its own, which must.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Forge {
+    /// `cluster/node`: who sends.
+    pub node: NodeRef,
+    /// In whose name.
+    #[serde(rename = "as")]
+    pub source: PodRef,
+    /// To whom.
+    pub to: PodRef,
+    /// How many packets in another's name.
+    #[serde(default = "twenty")]
+    pub count: u32,
+    /// How long it may take until a packet in its own name arrives.
+    #[serde(default = "half_a_minute", deserialize_with = "duration")]
+    pub within: Duration,
+}
+
+/// A node: `cluster/node`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NodeRef {
+    /// Its cluster.
+    pub cluster: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl TryFrom<String> for NodeRef {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((cluster, name)) if !cluster.is_empty() && !name.is_empty() && !name.contains('/') => {
+                Ok(Self { cluster: cluster.into(), name: name.into() })
+            }
+            _ => Err(format!("{text:?} is no node: write CLUSTER/NODE, like alpha/alpha-node1")),
+        }
+    }
+}
+
+impl fmt::Display for NodeRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.cluster, self.name)
+    }
+}
+
 /// A pod: `cluster/pod` or `cluster/namespace/pod`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

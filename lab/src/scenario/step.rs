@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::action::{
-    Annotate, Apply, Delete, EndTraffic, Exec, Heal, Observe, Partition, Request, Scale, Shows, Status,
-    Target, Traffic, Until, Wait,
+    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext, Request,
+    Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
 
 /// One step, checked.
@@ -43,6 +43,8 @@ pub enum Verb {
     Resume(String),
     Restart(String),
     Status(Status),
+    Capture(Capture),
+    Forge(Forge),
 }
 
 /// A step as it is written: `say`, exactly one verb, and perhaps `shows`.
@@ -68,11 +70,14 @@ pub(super) struct FileStep {
     resume: Option<String>,
     restart: Option<String>,
     status: Option<Status>,
+    capture: Option<Capture>,
+    forge: Option<Forge>,
     shows: Option<Shows>,
 }
 
 const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
-                        endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status";
+                        endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status, \
+                        capture, forge";
 
 impl Step {
     pub(super) fn check(step: FileStep, clusters: &[&str], dir: &Path) -> Result<Self, String> {
@@ -95,6 +100,8 @@ impl Step {
         verbs.extend(step.resume.map(Verb::Resume));
         verbs.extend(step.restart.map(Verb::Restart));
         verbs.extend(step.status.map(Verb::Status));
+        verbs.extend(step.capture.map(Verb::Capture));
+        verbs.extend(step.forge.map(Verb::Forge));
         let (Some(verb), true) = (verbs.pop(), verbs.is_empty()) else { return Err(ONE_VERB.into()) };
         verb.check(clusters, dir)?;
         if let Some(shows) = &step.shows {
@@ -142,6 +149,11 @@ impl Verb {
             Self::Exec(e) => known([&e.pod.cluster], clusters, "exec.pod"),
             Self::Partition(p) => known([&p.from, &p.to], clusters, "partition"),
             Self::Status(s) => known([&s.cluster, &s.peer], clusters, "status"),
+            Self::Capture(c) => {
+                known(&c.answers, clusters, "capture.answers")?;
+                target(&c.target, "capture.target.from")
+            }
+            Self::Forge(f) => known([&f.node.cluster, &f.source.cluster, &f.to.cluster], clusters, "forge"),
             Self::Kill(daemon) | Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) => {
                 let cluster = daemon.split('/').next().unwrap_or_default().to_owned();
                 known([&cluster], clusters, "the daemon's cluster")
@@ -175,6 +187,11 @@ impl Verb {
             Self::Restart(d) => format!("restart {d}"),
             Self::Status(s) if s.connected => format!("{} is connected to {}", s.cluster, s.peer),
             Self::Status(s) => format!("{} has lost {}", s.cluster, s.peer),
+            Self::Capture(c) => {
+                let unseen = if c.plaintext == Plaintext::Unseen { "cannot" } else { "can" };
+                format!("what {} and {} say {unseen} be read on the wire", c.target.from, c.target.service)
+            }
+            Self::Forge(f) => format!("{} sends to {} in the name of {}, in vain", f.node, f.to, f.source),
         }
     }
 }

@@ -23,6 +23,8 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, R
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
+/// The mark, in [`isthmus_bpf_abi::mark::MASK`], of what goes to the device.
+pub const MARK: u32 = mark::ENCRYPT;
 /// The table of the routes.
 pub const TABLE: u32 = 51_871;
 /// Place of the rule: before the main table's (32766), behind those that drop or pin for good reason.
@@ -110,7 +112,7 @@ impl Netlink {
             made.map_err(|source| refused(format!("add a route to table {TABLE}"), source))?;
         }
         let mut rule = self.0.rule().add().priority(PRIORITY).action(RuleAction::ToTable);
-        rule = rule.table_id(TABLE).fw_mark(mark::ENCRYPT);
+        rule = rule.table_id(TABLE).fw_mark(MARK);
         rule.message_mut().attributes.push(RuleAttribute::FwMask(mark::MASK));
         rule.message_mut().header.family = family(&version);
         match rule.execute().await {
