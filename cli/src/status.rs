@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use clustermesh_apiserver::status::ApiserverStatus;
+use clustermesh_apiserver::status::{ApiserverStatus, PolicyStatus};
 use comfy_table::{Table, presets};
 use futures::future::join_all;
 use isthmus_lab::names::LabName;
 use isthmus_lab::state::StateDir;
 use isthmus_lab::{LabError, Result, status};
+use isthmus_node_agent::policy::PolicySummary;
 use isthmus_node_agent::status::AgentStatus;
 use serde::Serialize;
 
@@ -131,6 +132,7 @@ fn print(mesh: &MeshStatus) {
             "IDENTITIES",
             "ENDPOINTS",
             "SERVICES",
+            "POLICIES",
         ]);
         let mut peers = table(&[
             "CLUSTER",
@@ -157,6 +159,7 @@ fn print(mesh: &MeshStatus) {
                 counts.identities.to_string(),
                 counts.endpoints.to_string(),
                 counts.services.to_string(),
+                policies(&apiserver.exporter.policies),
             ]);
             for peer in &apiserver.peers {
                 peers.add_row([
@@ -185,6 +188,7 @@ fn print(mesh: &MeshStatus) {
             "NODE",
             "AGENT",
             "PODS",
+            "RESTRICTED",
             "KNOWS",
             "STATE",
             "AGE",
@@ -201,6 +205,7 @@ fn print(mesh: &MeshStatus) {
                     agent.node.clone(),
                     word(agent.ready, "ready", "not ready"),
                     agent.datapath.attached_pods.to_string(),
+                    restricted(&agent.policy),
                     cluster.name.clone(),
                     state(cluster.state),
                     age(cluster.data_age_seconds),
@@ -220,6 +225,22 @@ fn print(mesh: &MeshStatus) {
             say!("Not well:");
             problems.iter().for_each(|p| say!("  - {p}"));
         }
+    }
+}
+
+/// How many policies, and how many of them are not enforced as written.
+fn policies(policies: &PolicyStatus) -> String {
+    match policies.with_problems.len() {
+        0 => policies.total.to_string(),
+        bad => format!("{} ({bad} not as written)", policies.total),
+    }
+}
+
+/// Pods' interfaces whose traffic policies restrict: incoming and outgoing.
+fn restricted(policy: &PolicySummary) -> String {
+    match policy.decided {
+        true => format!("{} in, {} out", policy.ingress_enforced, policy.egress_enforced),
+        false => "not read yet".to_owned(),
     }
 }
 

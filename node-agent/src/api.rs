@@ -35,12 +35,13 @@ pub struct Api {
     pub verdicts: Hub,
 }
 
-/// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/applied`, `/v1/events`, `/v1/explain`.
+/// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/policy`, `/v1/applied`, `/v1/events`, `/v1/explain`.
 pub fn router(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/ipcache", get(ipcache))
+        .route("/v1/policy", get(policy))
         .route("/v1/applied", get(applied))
         .route("/v1/events", get(events))
         .route("/v1/explain", get(explain))
@@ -57,6 +58,11 @@ async fn services(State(api): State<Api>) -> Response {
 
 async fn ipcache(State(api): State<Api>) -> Response {
     or_leaving(api.looks.at(|reconciler, _| prefixes(reconciler)).await)
+}
+
+/// The policy of each pod of the node.
+async fn policy(State(api): State<Api>) -> Response {
+    or_leaving(api.looks.at(|reconciler, _| reconciler.policies().endpoint_policies()).await)
 }
 
 /// A line of JSON for every batch, until the caller has had enough.

@@ -28,8 +28,9 @@ use crate::events::{self, Hub};
 use crate::mesh::Own;
 use crate::metrics::Metrics;
 use crate::plan::Dump;
-use crate::pods::{self, Attach, PodPaths, PodsStatus};
+use crate::pods::{self, Attach, PodPaths, PodsStatus, Tell};
 use crate::reconcile::{Looks, Maps, Policy, Reconciler, Task};
+use crate::sources::local as local_source;
 use crate::sources::mesh::{self as mesh_source, OwnCluster};
 
 /// How long a status waits for the gateway to say how far it is.
@@ -64,6 +65,12 @@ pub struct Config {
     pub sizes: MapSizes,
     /// How long peers have to be read after a start.
     pub sync_timeout: Duration,
+    /// Which pods are restricted by network policies at all.
+    pub policy_enforcement: isthmus_policy::Enforcement,
+    /// Whether peers that a policy selects without naming a cluster are those of the own one.
+    pub policy_default_local_cluster: bool,
+    /// How long a new pod's packets are held back for its policy at most.
+    pub endpoint_wait: Duration,
     /// How often the kernel's maps are compared with what they should hold.
     pub compare_every: Duration,
     /// Where `/healthz` and `/readyz` are.
@@ -146,7 +153,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let (events, arrivals) = mpsc::channel(EVENTS);
     let (applied, _) = broadcast::channel(APPLIED);
     let encryption = encryption::start(&config, client, &datapath, &shutdown).await?;
-    let mut reconciler = Reconciler::new(own(&config), policy(&config), &dump);
+    let mut reconciler =
+        Reconciler::new(own(&config), policy(&config), &dump).with_policies(policies(&config));
     if let Some(peers) = &encryption.peers {
         reconciler.keep_peers(peers.clone());
     }
@@ -163,6 +171,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let reader = Reader::spawn(config.own.name.clone(), ReaderConfig::new(gateway));
     let reader_status = reader.status();
     let probe = reader.probe();
+    let (tell, told) = mpsc::unbounded_channel();
+    let tell =
+        Tell { endpoints: tell, hold: config.policy_enforcement != isthmus_policy::Enforcement::Never };
+    let local = tokio::spawn(local_source::run(told, events.clone()));
     let mut source = tokio::spawn(mesh_source::run(config.own.clone(), reader, events, metrics.clone()));
 
     let (sockets, sockets_attached) = watch::channel(false);
@@ -181,7 +193,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let (node, stop) = (config.node.clone(), shutdown.clone());
     let pods = tokio::spawn(async move {
         attacher.run().await;
-        pods::run(pods, node, paths, attach, pods_sender, stop).await;
+        pods::run(pods, node, paths, attach, tell, pods_sender, stop).await;
     });
 
     let reporter = Arc::new(Reporter {
@@ -212,6 +224,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     shutdown.cancel();
     source.abort();
     pods.abort();
+    local.abort();
     gauges.abort();
     told.abort();
     endpoints.finish().await;
@@ -247,6 +260,16 @@ fn policy(config: &Config) -> Policy {
         all_services: config.kube_proxy_replacement,
         sync_timeout: config.sync_timeout,
         backend_capacity: config.sizes.backends,
+    }
+}
+
+fn policies(config: &Config) -> crate::policy::Settings {
+    crate::policy::Settings {
+        enforcement: config.policy_enforcement,
+        default_local_cluster: config.policy_default_local_cluster,
+        endpoint_wait: config.endpoint_wait,
+        sync_timeout: config.sync_timeout,
+        ..crate::policy::Settings::new(&config.own.name)
     }
 }
 

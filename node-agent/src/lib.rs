@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod plan;
 pub mod pods;
+pub mod policy;
 pub mod reconcile;
 pub mod sources;
 pub mod status;

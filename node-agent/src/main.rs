@@ -11,6 +11,7 @@ use isthmus_node_agent::daemon::{self, Config};
 use isthmus_node_agent::datapath::MapSizes;
 use isthmus_node_agent::encryption::Settings;
 use isthmus_node_agent::sources::mesh::OwnCluster;
+use isthmus_policy::Enforcement;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 use isthmus_wireguard::control::{Backend, Location};
 
@@ -121,6 +122,22 @@ struct Run {
     /// Seconds that peers have to be read after a start before what an earlier run knew of them is dropped
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     clustermesh_sync_timeout: u64,
+    /// Whose traffic network policies restrict: that of pods which a policy selects, of all pods, or of none
+    #[arg(long, value_name = "MODE", default_value_t)]
+    policy_enforcement: Enforcement,
+    /// Take peers that a policy selects by labels, without the label io.cilium.k8s.policy.cluster, for those of this cluster
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    policy_default_local_cluster: bool,
+    /// Entries that the policy of one pod may need; a pod whose policy needs more is allowed nothing
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().policy_entries, value_parser = clap::value_parser!(u32).range(1..))]
+    policy_map_max: u32,
+    /// Pods on this node that policies can be about
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().endpoints, value_parser = clap::value_parser!(u32).range(1..))]
+    bpf_map_endpoints: u32,
+    /// Seconds that the packets of a new pod are held back (dropped) while what its policy depends on has not been read;
+    /// then it gets what is known
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    endpoint_wait: u64,
     /// Seconds between two comparisons of the kernel's maps with what they should hold
     #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     map_compare_interval: u64,
@@ -186,9 +203,14 @@ fn config(run: Run) -> Config {
             services: run.bpf_map_services,
             backends: run.bpf_map_backends,
             ipcache: run.bpf_map_ipcache,
+            endpoints: run.bpf_map_endpoints,
+            policy_entries: run.policy_map_max,
             ..MapSizes::default()
         },
         sync_timeout: Duration::from_secs(run.clustermesh_sync_timeout),
+        policy_enforcement: run.policy_enforcement,
+        policy_default_local_cluster: run.policy_default_local_cluster,
+        endpoint_wait: Duration::from_secs(run.endpoint_wait),
         compare_every: Duration::from_secs(run.map_compare_interval),
         health: run.health_address,
         metrics: run.metrics_address,

@@ -33,6 +33,15 @@ pub struct Metrics {
     map_capacity: Family<Map, Gauge>,
     pods: Gauge,
     healed: Counter,
+    policies: Gauge,
+    enforced: Family<Direction, Gauge>,
+    closed: Gauge,
+    policy_entries: Gauge,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -89,6 +98,20 @@ impl Metrics {
             healed.clone(),
         );
         agent.register("attached_pods", "Pods with packet programs on their interface", pods.clone());
+        let (policies, enforced) = (Gauge::default(), Family::<Direction, Gauge>::default());
+        let (closed, policy_entries) = (Gauge::default(), Gauge::default());
+        agent.register("policies", "Network policies of the cluster", policies.clone());
+        agent.register(
+            "policy_endpoints_enforced",
+            "Pods' interfaces on which policy is enforced",
+            enforced.clone(),
+        );
+        agent.register(
+            "policy_endpoints_closed",
+            "Pods' interfaces whose policy could not be put in force, so that nothing is allowed",
+            closed.clone(),
+        );
+        agent.register("policy_entries", "Entries in all policy maps", policy_entries.clone());
         let (map_entries, map_capacity) = (Family::default(), Family::default());
         agent.register("map_entries", "Entries in use", map_entries.clone());
         agent.register("map_capacity", "Entries that a map has room for", map_capacity.clone());
@@ -130,6 +153,10 @@ impl Metrics {
             map_capacity,
             pods,
             healed,
+            policies,
+            enforced,
+            closed,
+            policy_entries,
         }
     }
 
@@ -160,7 +187,8 @@ impl Metrics {
         self.healed.inc_by(operations as u64);
     }
 
-    /// An event took so long in a stage: `queue` until it was taken up, `plan`, `apply`, or `total`.
+    /// An event took so long in a stage: `queue` until it was taken up, `resolve` (policies) and `enforce`
+    /// (with putting them in force), `plan`, `apply`, or `total`.
     pub fn stage(&self, stage: &'static str, took: Duration) {
         self.stages.get_or_create(&Stage { stage }).observe(took.as_secs_f64());
     }
@@ -194,6 +222,13 @@ impl Metrics {
             self.cluster_services.get_or_create(&label).set(cluster.services as i64);
             self.cluster_endpoints.get_or_create(&label).set(cluster.endpoints as i64);
         }
+        let policy = &status.policy;
+        self.policies.set(policy.policies as i64);
+        for (direction, count) in [("ingress", policy.ingress_enforced), ("egress", policy.egress_enforced)] {
+            self.enforced.get_or_create(&Direction { direction }).set(count as i64);
+        }
+        self.closed.set(policy.closed.len() as i64);
+        self.policy_entries.set(policy.entries as i64);
         for map in &status.maps {
             let label = Map { map: map_label(&map.name) };
             self.map_entries.get_or_create(&label).set(map.entries as i64);

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use crate::encryption::status::{EncryptionStatus, PeerStatus, RefusedKeyStatus};
+use crate::policy::PolicySummary;
 
 /// `GET /v1/status`
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct AgentStatus {
     /// Encryption of traffic between nodes.
     #[serde(default)]
     pub encryption: EncryptionStatus,
+    /// Network policies.
+    #[serde(default)]
+    pub policy: PolicySummary,
     /// How full the maps are.
     pub maps: Vec<MapStatus>,
     /// The newest revision per section (its prefix in the store) that the maps show.

@@ -416,6 +416,7 @@ fn local() -> impl Strategy<Value = Value> {
                 affinity,
                 session_affinity_seconds,
                 node_local,
+                ..LocalService::default()
             })
         })
 }

@@ -2,7 +2,4 @@
 
 pub mod config;
 pub mod control;
-pub mod device;
-pub mod metrics;
-pub mod routing;
 pub mod uapi;

@@ -17,6 +17,7 @@ use crate::datapath::Datapath;
 use crate::mesh::{ClusterSummary, Resource};
 use crate::metrics::Metrics;
 use crate::pods::PodsStatus;
+use crate::policy::PolicySummary;
 use crate::reconcile::{self, Looks};
 use crate::status::{
     AgentStatus, ClusterState, ClusterStatus, DatapathStatus, EncryptionStatus, GatewayStatus, MapStatus,
@@ -47,6 +48,7 @@ struct Inside {
     filled: (usize, usize, usize),
     short: usize,
     progress: reconcile::Progress,
+    policy: PolicySummary,
 }
 
 impl Reporter {
@@ -115,6 +117,7 @@ impl Reporter {
             filled: reconciler.planner().filled(),
             short: reconciler.planner().short().len(),
             progress: progress.clone(),
+            policy: reconciler.policies().summary(),
         };
         let inside = self.looks.at(look).await?;
         let reader = self.reader.borrow().clone();
@@ -137,6 +140,7 @@ impl Reporter {
             datapath: self.datapath_status(&pods),
             encryption: self.encryption.borrow().clone(),
             maps: self.maps(inside.filled),
+            policy: inside.policy,
             applied: inside.progress.applied.iter().map(|(name, at)| (name.to_string(), *at)).collect(),
             rejected_entries: self.metrics.rejected_total(),
         })
@@ -230,6 +234,7 @@ impl Reporter {
         }
         problems.extend(pods.error.iter().cloned());
         problems.extend(encryption_problems(&self.encryption.borrow()));
+        problems.extend(policy_problems(&inside.policy, inside.own_read));
         problems
     }
 
@@ -271,6 +276,21 @@ fn encryption_problems(encryption: &EncryptionStatus) -> Vec<String> {
     own.chain(refused).collect()
 }
 
+fn policy_problems(policy: &PolicySummary, own_read: bool) -> Vec<String> {
+    let mut problems = Vec::new();
+    if own_read && !policy.decided {
+        problems.push(
+            "not all that policies depend on has been read since the agent was started: pods of an earlier run keep the \
+             policy that they had, new ones get what is known"
+                .to_owned(),
+        );
+    }
+    for (pod, reason) in &policy.closed {
+        problems.push(format!("pod {pod} is allowed nothing that its policies are about: {reason}"));
+    }
+    problems
+}
+
 fn gateway(reader: &ReaderStatus, now: DateTime<Utc>) -> GatewayStatus {
     GatewayStatus {
         connected: reader.connected(),
@@ -294,16 +314,18 @@ fn sections(cluster: &ClusterSummary) -> Vec<(&'static str, String)> {
         (Resource::Services, Kind::Services),
         (Resource::Slices, Kind::EndpointSlices),
     ];
-    kinds
-        .into_iter()
-        .map(|(resource, kind)| {
-            let prefix = match (cluster.own, resource) {
-                (true, Resource::Services) => Prefix::LocalServices,
-                (true, _) => Prefix::State(kind),
-                (false, _) => Prefix::Cache(kind),
-            };
-            (resource.name(), prefix.range(&name).trim_end_matches('/').to_owned())
-        })
+    let shared = kinds.into_iter().map(|(resource, kind)| {
+        let prefix = match (cluster.own, resource) {
+            (true, Resource::Services) => Prefix::LocalServices,
+            (true, _) => Prefix::State(kind),
+            (false, _) => Prefix::Cache(kind),
+        };
+        (resource, prefix)
+    });
+    let own = [(Resource::Policies, Prefix::LocalPolicies), (Resource::Namespaces, Prefix::LocalNamespaces)];
+    shared
+        .chain(own.into_iter().filter(|_| cluster.own))
+        .map(|(resource, prefix)| (resource.name(), prefix.range(&name).trim_end_matches('/').to_owned()))
         .collect()
 }
 

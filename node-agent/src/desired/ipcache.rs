@@ -4,8 +4,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use isthmus_bpf_abi::{Addr, IpcacheEntry, IpcacheKey, ipcache_flags};
+use isthmus_wire::NumericIdentity;
 
-use crate::mesh::{Resolved, reserved};
+use crate::mesh::{Mesh, Resolved, reserved};
+use crate::policy::Policies;
 
 /// The key of a prefix; host bits are dropped, for the kernel would hold them apart.
 pub fn key(prefix: IpNet) -> IpcacheKey {
@@ -32,6 +34,30 @@ pub fn entry(resolved: Resolved) -> IpcacheEntry {
         key: resolved.encryption_key,
         flags,
     }
+}
+
+/// What is wanted of a prefix: what the mesh says, else the identity that this node's policies give it. The Kubernetes
+/// API has one of its own also where a node serves it.
+pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<IpcacheEntry> {
+    let cidr = policies.cidr(prefix);
+    match mesh.resolve(prefix) {
+        Some(resolved) => {
+            let mut entry = entry(resolved);
+            if entry.identity == reserved::REMOTE_NODE && cidr.is_some_and(|cidr| cidr.kube_apiserver) {
+                entry.identity = NumericIdentity::KUBE_APISERVER.0;
+            }
+            Some(entry)
+        }
+        None => cidr.map(|cidr| IpcacheEntry { identity: cidr.identity.0, ..IpcacheEntry::default() }),
+    }
+}
+
+/// Whether an entry is there for the sake of this node's policies alone.
+pub fn is_of_policies(entry: &IpcacheEntry) -> bool {
+    const FIRST_CIDR: u32 = 1 << 24;
+    const LAST_CIDR: u32 = (2 << 24) - 1;
+    let world = [reserved::WORLD_IPV4, reserved::WORLD_IPV6];
+    (FIRST_CIDR..=LAST_CIDR).contains(&entry.identity) || world.contains(&entry.identity)
 }
 
 /// The range of a peer's node that an entry is about, and the peer's id; none if it is about something else.

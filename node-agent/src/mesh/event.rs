@@ -1,9 +1,13 @@
 //! What can happen. Every event states one fact whole, so that events may come in any order and any number of times.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use isthmus_policy::{Parsed, PolicyName};
+
+use crate::policy::LocalEndpoint;
 
 use super::fact::{ClusterConfig, Endpoint, LocalService, Node, RemoteService, RemoteSlice, ServiceName};
 
@@ -74,6 +78,27 @@ pub enum MeshEvent {
         /// Its state.
         service: Option<LocalService>,
     },
+    /// A network policy of the own cluster.
+    Policy {
+        /// The policy.
+        name: PolicyName,
+        /// What it says, understood.
+        policy: Option<Parsed>,
+    },
+    /// A namespace of the own cluster.
+    Namespace {
+        /// Its name.
+        name: Arc<str>,
+        /// Its labels.
+        labels: Option<BTreeMap<String, String>>,
+    },
+    /// The pod at an interface of this node.
+    LocalEndpoint {
+        /// Index of the host's side of the pod's interface.
+        interface: u32,
+        /// The pod.
+        pod: Option<LocalEndpoint>,
+    },
     /// Everything that a cluster had of a kind has been reported once.
     Synced {
         /// The cluster.
@@ -98,6 +123,10 @@ pub enum Resource {
     Services,
     /// Endpoint slices.
     Slices,
+    /// Network policies; of the own cluster only.
+    Policies,
+    /// Namespaces; of the own cluster only.
+    Namespaces,
 }
 
 impl Resource {
@@ -110,6 +139,8 @@ impl Resource {
             Self::Identities => "identities",
             Self::Services => "services",
             Self::Slices => "endpointslices",
+            Self::Policies => "policies",
+            Self::Namespaces => "namespaces",
         }
     }
 }

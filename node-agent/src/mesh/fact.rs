@@ -1,5 +1,6 @@
 //! What the agent knows, as types that can hold nothing else. The wire format ends where these begin.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -129,6 +130,10 @@ pub struct LocalService {
     pub session_affinity_seconds: Option<u32>,
     /// `internalTrafficPolicy: Local`: backends of this node only.
     pub node_local: bool,
+    /// Its own labels.
+    pub labels: BTreeMap<String, String>,
+    /// The labels of the pods behind it; empty for a service whose backends somebody else states.
+    pub selector: BTreeMap<String, String>,
 }
 
 /// A peer's service as the peer exported it.

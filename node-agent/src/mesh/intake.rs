@@ -41,7 +41,8 @@ impl Mesh {
             }
             MeshEvent::Identity { cluster, id, labels } => {
                 let number = self.number(&cluster, at);
-                self.identity(number, cluster, id, labels)
+                changes.identities.insert(id);
+                self.set_identity(number, cluster, id, labels)
             }
             MeshEvent::RemoteService { cluster, name, service } => {
                 let number = self.number(&cluster, at);
@@ -71,6 +72,10 @@ impl Mesh {
                     self.clusters[usize::from(OWN)].services.remove(&name);
                 }
                 self.change_service(name, |facts| facts.local = fact);
+                Ok(())
+            }
+            // Not of the mesh: `crate::policy` takes them in.
+            MeshEvent::Policy { .. } | MeshEvent::Namespace { .. } | MeshEvent::LocalEndpoint { .. } => {
                 Ok(())
             }
             MeshEvent::Synced { cluster, resource } => {
@@ -184,6 +189,7 @@ impl Mesh {
     fn everything_of(&self, number: u16, changes: &mut Changes) {
         let cluster = &self.clusters[usize::from(number)];
         changes.services.extend(cluster.services.iter().cloned());
+        changes.identities.extend(cluster.identities.keys());
         if cluster.endpoints + cluster.nodes.len() > 0 {
             let of_cluster = self.prefixes.all().filter(|(_, by, _)| by.cluster == number);
             changes.prefixes.extend(of_cluster.map(|(prefix, ..)| prefix));
@@ -288,7 +294,7 @@ impl Mesh {
         self.check_identity(number, cluster, endpoint.identity, || format!("address {prefix}"))
     }
 
-    fn identity(
+    fn set_identity(
         &mut self,
         number: u16,
         cluster: Arc<str>,

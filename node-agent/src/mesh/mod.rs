@@ -43,6 +43,10 @@ pub mod reserved {
     pub const REMOTE_NODE: u32 = 6;
     /// A node's ingress.
     pub const INGRESS: u32 = 8;
+    /// Outside of the mesh, over IPv4.
+    pub const WORLD_IPV4: u32 = 9;
+    /// Outside of the mesh, over IPv6.
+    pub const WORLD_IPV6: u32 = 10;
 }
 
 /// Who this agent is.
@@ -81,6 +85,8 @@ pub struct Changes {
     pub services: HashSet<ServiceName>,
     /// Prefixes about which something else may hold now.
     pub prefixes: HashSet<IpNet>,
+    /// Identities whose labels may be others now.
+    pub identities: HashSet<u32>,
     /// Nodes that may be others now.
     pub nodes: HashSet<NodeId>,
     /// A section has been read whole: what was kept for its sake can go.
@@ -90,7 +96,11 @@ pub struct Changes {
 impl Changes {
     /// Nothing at all.
     pub fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.prefixes.is_empty() && self.nodes.is_empty() && !self.synced
+        self.services.is_empty()
+            && self.prefixes.is_empty()
+            && self.identities.is_empty()
+            && self.nodes.is_empty()
+            && !self.synced
     }
 }
 
@@ -233,6 +243,24 @@ impl Mesh {
         };
         remotes.sort_by_key(|remote| remote.cluster_id);
         Some(ServiceView { local, remotes })
+    }
+
+    /// The own cluster's service of that name, as it is.
+    pub fn local_service(&self, name: &ServiceName) -> Option<&LocalService> {
+        Some(&self.services.get(name)?.local.as_ref()?.value)
+    }
+
+    /// The labels of an identity, `source:key=value;` for each, as the cluster states them that holds its number. Reserved
+    /// identities have none.
+    pub fn identity(&self, id: u32) -> Option<&Arc<str>> {
+        if id < FIRST_CLUSTER_IDENTITY {
+            return None;
+        }
+        let cluster = u16::try_from(id >> self.own.identity_shift).ok()?;
+        let number =
+            if cluster == self.own.id { OWN } else { *self.numbers.get(self.ids.holder(cluster)?)? };
+        let holder = &self.clusters[usize::from(number)];
+        holder.identities.get(&id).filter(|_| holder.id == Some(cluster))
     }
 
     /// Names of all services of the own cluster.

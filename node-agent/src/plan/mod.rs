@@ -38,7 +38,7 @@ pub struct Retention<'a> {
     /// For frontends (the own cluster's) and backends.
     pub services: &'a dyn Fn(u16) -> bool,
     /// For addresses and prefixes.
-    pub ipcache: &'a dyn Fn(u16) -> bool,
+    pub ipcache: &'a dyn Fn(&IpcacheEntry) -> bool,
 }
 
 impl Retention<'_> {
@@ -147,7 +147,7 @@ impl Planner {
         let mut ops = std::mem::take(&mut self.orphans);
         for (key, wanted) in &delta.ipcache {
             let there = self.ipcache.get(key);
-            if there == wanted.as_ref() || there.is_some_and(|there| (retention.ipcache)(there.cluster)) {
+            if there == wanted.as_ref() || there.is_some_and(|there| (retention.ipcache)(there)) {
                 continue;
             }
             ops.push(match wanted {

@@ -199,7 +199,7 @@ fn an_address_stays_as_it_is_until_its_cluster_has_been_read() {
     let dump = Dump { ipcache: vec![(key, entry(70_000, 2))], ..Dump::default() };
     let mut planner = Planner::adopt(&dump, 8);
     let wanted = |entry| Delta { ipcache: BTreeMap::from([(key, entry)]), ..Delta::default() };
-    let unread = Retention { services: &|_| false, ipcache: &|cluster| cluster == 2 };
+    let unread = Retention { services: &|_| false, ipcache: &|entry| entry.cluster == 2 };
     for wanted in [Some(entry(70_001, 2)), Some(entry(70_000, 1)), None].map(wanted) {
         assert_eq!(planner.plan(&wanted, &unread), []);
         assert_eq!(planner.plan(&wanted, &Retention::NONE).len(), 1);

@@ -15,18 +15,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use isthmus_bpf_abi::LocalPod;
+use isthmus_bpf_abi::{Addr, LocalPod};
+use isthmus_policy::Subject;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::watcher;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::places::Places;
 use self::veth::{PodInterface, VethError};
-use crate::datapath::{Datapath, DatapathError, OpError};
+use crate::datapath::{AtFirst, Datapath, DatapathError, EndpointSettings, OpError, PolicyError};
 use crate::kubernetes;
+use crate::policy::{self, LocalEndpoint};
 
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
@@ -60,6 +62,21 @@ pub trait Attach: Send + Sync + 'static {
     /// # Errors
     /// The kernel refuses.
     fn unplace(&self, addr: IpAddr) -> Result<(), OpError>;
+    /// Makes an endpoint known before programs are attached to its interface, and holds its packets back until its policy
+    /// is known; one that an earlier run of the agent has made known stays as it is. Says whether it is such a one.
+    ///
+    /// # Errors
+    /// There is no room, or the kernel refuses.
+    fn hold(&self, _interface: u32, _settings: &EndpointSettings) -> Result<bool, PolicyError> {
+        Ok(false)
+    }
+    /// Whether this or an earlier run has made any endpoint known.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn knows_endpoints(&self) -> Result<bool, DatapathError> {
+        Ok(true)
+    }
     /// Addresses of this and of an earlier run.
     ///
     /// # Errors
@@ -88,6 +105,26 @@ impl Attach for Datapath {
         self.remove_local_pod(addr)
     }
 
+    fn hold(&self, interface: u32, settings: &EndpointSettings) -> Result<bool, PolicyError> {
+        let former = self.endpoints()?.into_iter().find(|(known, _)| *known == interface);
+        if let Some((_, former)) = former {
+            let as_known = |addr: Option<IpAddr>| addr.map_or_else(Addr::default, Addr::from);
+            if former.ipv4 == as_known(settings.ipv4.map(IpAddr::V4))
+                && former.ipv6 == as_known(settings.ipv6.map(IpAddr::V6))
+            {
+                return Ok(true);
+            }
+            // The interface of another pod once, whose policy is none of this one's business.
+            self.remove_endpoint(interface)?;
+        }
+        self.put_endpoint(interface, settings, AtFirst::Wait)?;
+        Ok(false)
+    }
+
+    fn knows_endpoints(&self) -> Result<bool, DatapathError> {
+        Ok(self.policy_epoch()? != 0)
+    }
+
     fn placed(&self) -> Result<Vec<IpAddr>, DatapathError> {
         Ok(self.local_pods()?.into_iter().map(|(addr, _)| addr).collect())
     }
@@ -100,6 +137,16 @@ pub struct PodPaths {
     pub cgroup_root: PathBuf,
     /// Where procfs is mounted.
     pub proc_root: PathBuf,
+}
+
+/// Where it is told which pods are at which interfaces.
+#[derive(Clone, Debug)]
+pub struct Tell {
+    /// Index of the host's side of an interface, and its pod; none when it has none any more. Unbounded: there are as many
+    /// as the node's pods change.
+    pub endpoints: mpsc::UnboundedSender<(u32, Option<LocalEndpoint>)>,
+    /// Whether packets of a pod are held back until its policy is known.
+    pub hold: bool,
 }
 
 /// How the pods of this node are.
@@ -121,10 +168,11 @@ pub async fn run(
     node: String,
     paths: PodPaths,
     attach: Arc<dyn Attach>,
+    tell: Tell,
     status: watch::Sender<PodsStatus>,
     shutdown: CancellationToken,
 ) {
-    let mut node_pods = NodePods::new(paths, attach);
+    let mut node_pods = NodePods::new(paths, attach, tell);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     let mut events = std::pin::pin!(kubernetes::watch(pods, config));
     let mut listing: Option<BTreeSet<String>> = None;
@@ -172,6 +220,9 @@ struct NodePods {
     attach: Arc<dyn Attach>,
     pods: HashMap<String, KnownPod>,
     places: Places,
+    tell: Tell,
+    /// An earlier run has made endpoints known. If none has, what it attached to passes as it did until policies are known.
+    knew_endpoints: bool,
     /// Interfaces that an earlier run attached to and no pod has claimed yet.
     inherited: BTreeSet<u32>,
     listed: bool,
@@ -179,17 +230,22 @@ struct NodePods {
 }
 
 struct KnownPod {
-    name: String,
+    name: Arc<str>,
+    uid: Arc<str>,
+    /// As policies see it.
+    subject: Arc<Subject>,
     /// As its status has them; none until the kubelet has told.
     addresses: Vec<IpAddr>,
     interfaces: Vec<PodInterface>,
+    /// Of its interfaces, those that an earlier run of the agent has made known.
+    inherited: BTreeSet<u32>,
     waiting: Option<String>,
     due: Instant,
     backoff: Duration,
 }
 
 impl NodePods {
-    fn new(paths: PodPaths, attach: Arc<dyn Attach>) -> Self {
+    fn new(paths: PodPaths, attach: Arc<dyn Attach>, tell: Tell) -> Self {
         let inherited = attach.attached().unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell which interfaces an earlier run attached to");
             Vec::new()
@@ -197,6 +253,11 @@ impl NodePods {
         Self {
             paths,
             places: Places::new(attach.clone()),
+            tell,
+            knew_endpoints: attach.knows_endpoints().unwrap_or_else(|error| {
+                tracing::warn!(%error, "cannot tell whether an earlier run has enforced policies");
+                true
+            }),
             attach,
             pods: HashMap::new(),
             inherited: inherited.into_iter().collect(),
@@ -218,14 +279,23 @@ impl NodePods {
         );
         let now = Instant::now();
         let known = self.pods.entry(uid.clone()).or_insert_with(|| KnownPod {
-            name,
+            name: name.into(),
+            uid: uid.as_str().into(),
+            subject: Arc::default(),
             addresses: Vec::new(),
             interfaces: Vec::new(),
+            inherited: BTreeSet::new(),
             waiting: Some("not looked at yet".to_owned()),
             due: now,
             backoff: FIRST_RETRY,
         });
-        known.addresses = addresses(pod);
+        let (addresses, subject) = (addresses(pod), policy::subject(pod));
+        let news = known.addresses != addresses || *known.subject != subject;
+        known.addresses = addresses;
+        known.subject = Arc::new(subject);
+        if news && known.waiting.is_none() {
+            known.tell(&self.tell);
+        }
         // A pod that changes may just have got its sandbox.
         if known.waiting.is_some() {
             known.due = now;
@@ -289,11 +359,27 @@ impl NodePods {
             return;
         }
         let found = interfaces(&self.paths, uid).await;
-        let known = self.pods.get(uid).map(|pod| pod.addresses.clone()).unwrap_or_default();
+        let Some(pod) = self.pods.get_mut(uid) else { return };
+        let known = pod.addresses.clone();
         let attached = found.and_then(|found| {
             if let Some(found) = &found {
                 // First: the program takes a pod's word for no address that it does not know to be the pod's.
                 self.places.set(uid, &known, found).map_err(|error| error.to_string())?;
+                if self.tell.hold {
+                    for interface in found {
+                        let settings = pod.endpoint(interface, found.len()).settings(0);
+                        let attached_before = self.inherited.contains(&interface.host);
+                        let stays = attached_before && !self.knew_endpoints;
+                        if stays
+                            || self
+                                .attach
+                                .hold(interface.host, &settings)
+                                .map_err(|error| error.to_string())?
+                        {
+                            pod.inherited.insert(interface.host);
+                        }
+                    }
+                }
                 for interface in found {
                     self.attach.attach(interface.host).map_err(|error| error.to_string())?;
                 }
@@ -317,6 +403,7 @@ impl NodePods {
                     let indices: Vec<u32> = found.iter().map(|interface| interface.host).collect();
                     tracing::info!(pod = %pod.name, interfaces = ?indices, addresses = ?pod.addresses, "attached");
                     former = std::mem::replace(&mut pod.interfaces, found);
+                    pod.tell(&self.tell);
                 }
                 pod.waiting = None;
                 pod.backoff = FIRST_RETRY;
@@ -341,13 +428,15 @@ impl NodePods {
         if reused {
             return;
         }
+        // Nobody listens any more only when the agent ends.
+        let _ = self.tell.endpoints.send((interface, None));
         if let Err(error) = self.attach.detach(interface) {
             tracing::warn!(interface, %error, "cannot detach from an interface whose pod is gone");
         }
     }
 
     fn report(&self, status: &watch::Sender<PodsStatus>) {
-        let waiting = |pod: &KnownPod| Some((pod.name.clone(), pod.waiting.clone()?));
+        let waiting = |pod: &KnownPod| Some((pod.name.to_string(), pod.waiting.clone()?));
         let now = PodsStatus {
             attached: self.pods.values().filter(|pod| pod.waiting.is_none()).count(),
             waiting: self.pods.values().filter_map(waiting).collect(),
@@ -359,6 +448,28 @@ impl NodePods {
             *status = now;
             changed
         });
+    }
+}
+
+impl KnownPod {
+    /// One of its interfaces as policies see it.
+    fn endpoint(&self, interface: &PodInterface, interfaces: usize) -> LocalEndpoint {
+        let has = |addr: &&IpAddr| interfaces == 1 || interface.addresses.contains(addr);
+        LocalEndpoint {
+            pod: self.name.clone(),
+            uid: self.uid.clone(),
+            subject: self.subject.clone(),
+            addresses: self.addresses.iter().filter(has).copied().collect(),
+            inherited: self.inherited.contains(&interface.host),
+        }
+    }
+
+    fn tell(&self, tell: &Tell) {
+        for interface in &self.interfaces {
+            let endpoint = self.endpoint(interface, self.interfaces.len());
+            // Nobody listens any more only when the agent ends.
+            let _ = tell.endpoints.send((interface.host, Some(endpoint)));
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! The agent without its hands: events in, map operations out, results back in. Pure, with the time passed in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use isthmus_bpf_abi::{IpcacheKey, ServiceKey};
+use isthmus_bpf_abi::{IpcacheEntry, IpcacheKey, ServiceKey};
 
 use crate::datapath::{MapOp, OpError};
 use crate::desired::{Delta, Frontends, Rules, ipcache};
@@ -13,6 +13,7 @@ use crate::encryption::SharedPeers;
 use crate::mesh::fact::{Moment, Provenance};
 use crate::mesh::{Changes, Mesh, MeshEvent, Own, Refusal, Resource};
 use crate::plan::{Dump, Failures, Planner, Retention};
+use crate::policy::{self, Fault, Policies, PolicyOp};
 
 /// How the reconciler decides.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,7 @@ pub struct Policy {
 #[derive(Debug)]
 pub struct Reconciler {
     mesh: Mesh,
+    policies: Policies,
     frontends: Frontends,
     planner: Planner,
     policy: Policy,
@@ -37,6 +39,8 @@ pub struct Reconciler {
     again: Again,
     startup: Startup,
     peers: Option<Arc<SharedPeers>>,
+    /// Whether what decides about policies had been read by the last plan.
+    decided: bool,
 }
 
 /// What failed and is to be tried again.
@@ -67,14 +71,17 @@ pub enum Started {
 }
 
 impl Reconciler {
-    /// Starts from what is in the maps.
+    /// Starts from what is in the maps, with the default settings for network policies.
     pub fn new(own: Own, policy: Policy, dump: &Dump) -> Self {
+        let cluster = own.cluster.parse().expect("a cluster's name, which was parsed at the edge");
+        let settings = policy::Settings::new(&cluster);
         let mut mesh = Mesh::new(own);
         for (range, cluster) in dump.ipcache.iter().filter_map(|(key, entry)| ipcache::range(key, entry)) {
             mesh.remember(range, cluster);
         }
         Self {
             mesh,
+            policies: Policies::new(settings),
             frontends: Frontends::default(),
             planner: Planner::adopt(dump, policy.backend_capacity),
             policy,
@@ -82,7 +89,13 @@ impl Reconciler {
             again: Again::default(),
             startup: Startup::ReadingOwn,
             peers: None,
+            decided: false,
         }
+    }
+
+    /// The same with other settings for network policies. Before the first event.
+    pub fn with_policies(self, settings: policy::Settings) -> Self {
+        Self { policies: Policies::new(settings), ..self }
     }
 
     /// Keeps these peers as the mesh asks, from the first event on.
@@ -95,7 +108,28 @@ impl Reconciler {
     /// # Errors
     /// Why it does not count (for now).
     pub fn event(&mut self, event: MeshEvent, at: Provenance) -> Result<(), Refusal> {
-        self.mesh.apply(event, at, &mut self.changes)
+        match event {
+            MeshEvent::Policy { name, policy } => self.policies.policy(name, policy),
+            MeshEvent::Namespace { name, labels } => self.policies.namespace(&name, labels),
+            MeshEvent::LocalEndpoint { interface, pod } => self.policies.endpoint(interface, pod, at.arrived),
+            event => return self.mesh.apply(event, at, &mut self.changes),
+        }
+        Ok(())
+    }
+
+    /// The changes of endpoints and of their policies that the events so far ask for, to be made before those of
+    /// [`Reconciler::plan`]: an address gets a new identity only when policies know it. What failed before is part of it
+    /// if `retry` says so.
+    pub fn plan_policies(&mut self, now: Moment, retry: bool) -> Vec<PolicyOp> {
+        if retry {
+            self.policies.retry();
+        }
+        self.policies.plan(&self.mesh, &self.changes, now)
+    }
+
+    /// Takes in what became of changes of endpoints and policies. Says how many failed.
+    pub fn confirm_policies(&mut self, ops: &[PolicyOp], results: Vec<Result<(), Fault>>) -> usize {
+        self.policies.confirm(ops, results)
     }
 
     /// The operations that bring the maps to what the events so far ask for, and, once, how the start went. What failed
@@ -106,13 +140,18 @@ impl Reconciler {
         if let Some(peers) = &self.peers {
             peers.update(&self.mesh, &changes, started.is_some());
         }
-        let mut delta = if started.is_some() || (changes.synced && self.startup != Startup::Done) {
-            let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
-            self.planner.complete(&mut everything);
-            everything
-        } else {
-            self.frontends.delta(&self.mesh, rules(&self.mesh, self.policy), &changes)
-        };
+        let decided = self.policies.is_decided();
+        let decided_now = decided && !std::mem::replace(&mut self.decided, decided);
+        let mut delta =
+            if started.is_some() || decided_now || (changes.synced && self.startup != Startup::Done) {
+                self.everything()
+            } else {
+                self.frontends.delta(&self.mesh, rules(&self.mesh, self.policy), &changes)
+            };
+        for prefix in self.policies.take_cidrs() {
+            delta.ipcache.insert(ipcache::key(prefix), ipcache::wanted(&self.mesh, &self.policies, prefix));
+        }
+        self.with_cidrs(&mut delta, &changes.prefixes);
         if retry {
             self.add_again(&mut delta);
         }
@@ -122,8 +161,7 @@ impl Reconciler {
     /// The operations that bring the maps from what `dump` shows, whoever made it so, to what they should be.
     pub fn compare(&mut self, dump: &Dump) -> Vec<MapOp> {
         self.planner.readopt(dump, self.policy.backend_capacity);
-        let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
-        self.planner.complete(&mut everything);
+        let everything = self.everything();
         self.again = Again::default();
         self.plan_delta(&everything)
     }
@@ -138,20 +176,29 @@ impl Reconciler {
 
     /// Whether the next plan has something to do even if nothing happens.
     pub fn has_to_retry(&self) -> bool {
-        !self.again.frontends.is_empty() || !self.again.ipcache.is_empty() || !self.planner.short().is_empty()
+        !self.again.frontends.is_empty()
+            || !self.again.ipcache.is_empty()
+            || !self.planner.short().is_empty()
+            || self.policies.has_to_retry()
     }
 
-    /// Whether events have come since the last plan.
+    /// Whether events have come since the last plan that it is about.
     pub fn is_dirty(&self) -> bool {
         !self.changes.is_empty()
     }
 
     /// When the next plan has something to do even if nothing happens: the end of the start.
     pub fn deadline(&self) -> Option<Moment> {
-        match self.startup {
+        let start = match self.startup {
             Startup::ReadingPeers(since) => Some(Moment(since.0 + self.policy.sync_timeout)),
             Startup::ReadingOwn | Startup::Done => None,
-        }
+        };
+        start.into_iter().chain(self.policies.deadline()).min()
+    }
+
+    /// Policies and the endpoints of this node.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// Whether the start is over: the maps hold what the mesh asks for, and nothing else.
@@ -184,15 +231,41 @@ impl Reconciler {
         rules(&self.mesh, self.policy)
     }
 
+    fn everything(&mut self) -> Delta {
+        let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
+        for prefix in self.policies.cidrs() {
+            everything
+                .ipcache
+                .insert(ipcache::key(prefix), ipcache::wanted(&self.mesh, &self.policies, prefix));
+        }
+        self.planner.complete(&mut everything);
+        everything
+    }
+
+    /// Prefixes of the mesh that policies are about as well.
+    fn with_cidrs(&self, delta: &mut Delta, prefixes: &HashSet<IpNet>) {
+        for prefix in prefixes.iter().filter(|prefix| self.policies.cidr(**prefix).is_some()) {
+            delta.ipcache.insert(ipcache::key(*prefix), ipcache::wanted(&self.mesh, &self.policies, *prefix));
+        }
+    }
+
     fn plan_delta(&mut self, delta: &Delta) -> Vec<MapOp> {
-        if self.startup == Startup::Done {
+        let (started, decided) = (self.startup == Startup::Done, self.policies.is_decided());
+        if started && decided {
             return self.planner.plan(delta, &Retention::NONE);
         }
         let mesh = &self.mesh;
         let own_read = self.startup != Startup::ReadingOwn;
-        let services = |cluster| !own_read || !mesh.synced(cluster, Resource::Services);
-        let ipcache = |cluster| {
-            !own_read || !mesh.synced(cluster, Resource::Endpoints) || !mesh.synced(cluster, Resource::Nodes)
+        let services = |cluster| !started && (!own_read || !mesh.synced(cluster, Resource::Services));
+        let ipcache = |entry: &IpcacheEntry| {
+            let cluster = entry.cluster;
+            let unread = || {
+                !own_read
+                    || !mesh.synced(cluster, Resource::Endpoints)
+                    || !mesh.synced(cluster, Resource::Nodes)
+            };
+            // The policy maps of an earlier run are in force, and about the identities that it gave.
+            (!decided && ipcache::is_of_policies(entry)) || (!started && unread())
         };
         self.planner.plan(delta, &Retention { services: &services, ipcache: &ipcache })
     }
@@ -209,7 +282,7 @@ impl Reconciler {
         for key in again.ipcache {
             delta.ipcache.entry(key).or_insert_with(|| {
                 let prefix = IpNet::new(key.addr.ip(), key.prefix()).ok()?;
-                self.mesh.resolve(prefix).map(ipcache::entry)
+                ipcache::wanted(&self.mesh, &self.policies, prefix)
             });
         }
     }

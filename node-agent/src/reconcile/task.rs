@@ -13,6 +13,7 @@ use crate::datapath::{Datapath, DatapathError, MapOp, OpError};
 use crate::mesh::fact::{Moment, Provenance};
 use crate::metrics::Metrics;
 use crate::plan::{Dump, Failures};
+use crate::policy::{Fault, PolicyOp};
 use crate::sources::mesh::Arrival;
 use crate::status::Applied;
 
@@ -34,6 +35,9 @@ pub trait Maps: Send + 'static {
     /// # Errors
     /// The kernel does not let it.
     fn dump(&mut self) -> Result<Dump, DatapathError>;
+
+    /// Makes changes of endpoints and of their policies, in order; one result per operation.
+    fn enforce(&mut self, ops: &[PolicyOp]) -> Vec<Result<(), Fault>>;
 }
 
 impl Maps for Arc<Datapath> {
@@ -48,6 +52,10 @@ impl Maps for Arc<Datapath> {
             backends: self.backends()?,
             ipcache: self.ipcache()?,
         })
+    }
+
+    fn enforce(&mut self, ops: &[PolicyOp]) -> Vec<Result<(), Fault>> {
+        ops.iter().map(|op| op.make(self)).collect()
     }
 }
 
@@ -185,6 +193,7 @@ impl<M: Maps> Task<M> {
             }
         }
         let retry = self.retry_at.is_some_and(|at| at <= tokio::time::Instant::now());
+        self.enforce(retry);
         let (ops, started) = self.reconciler.plan(self.now(), retry);
         let planned = Instant::now();
         let (failures, failed) = self.make(&ops);
@@ -201,6 +210,26 @@ impl<M: Maps> Task<M> {
             self.progress.started = Some(started);
         }
         self.report(sections, ops.len() - failed, failed, first);
+    }
+
+    /// Policies come first: an address gets a new identity only once they know it.
+    fn enforce(&mut self, retry: bool) {
+        let begun = Instant::now();
+        let ops = self.reconciler.plan_policies(self.now(), retry);
+        if ops.is_empty() {
+            return;
+        }
+        self.metrics.stage("resolve", begun.elapsed());
+        let results = self.maps.enforce(&ops);
+        for (op, fault) in
+            ops.iter().zip(&results).filter_map(|(op, result)| Some((op, result.as_ref().err()?)))
+        {
+            tracing::warn!(interface = op.interface(), error = %fault, "a pod's policy is not as it should be");
+        }
+        let made = results.iter().filter(|result| result.is_ok()).count();
+        self.metrics.operations(made, results.len() - made);
+        self.reconciler.confirm_policies(&ops, results);
+        self.metrics.stage("enforce", begun.elapsed());
     }
 
     fn make(&mut self, ops: &[MapOp]) -> (Failures, usize) {

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_bpf_abi::Protocol;
-use isthmus_wire::local::LocalService;
+use isthmus_policy::{Parsed, PolicyName};
+use isthmus_wire::local::{LocalNamespace, LocalPolicy, LocalService};
 use isthmus_wire::validate::{self, RemoteCluster};
 use isthmus_wire::value::{AddressKind, ServicePorts, TrafficPolicy};
 use isthmus_wire::{
@@ -114,6 +115,16 @@ pub fn read(origin: &Origin, key: &[u8], value: Option<&[u8]>) -> Result<MeshEve
             name: ServiceName::new(namespace.as_str(), name.as_str()),
             service: value.map(|value| local_service(&key, value)).transpose()?,
         },
+        Key::LocalPolicy(name) => MeshEvent::Policy {
+            name: name.clone(),
+            policy: value.map(|value| policy(&key, name, value)).transpose()?,
+        },
+        Key::LocalNamespace(name) => MeshEvent::Namespace {
+            name: name.as_str().into(),
+            labels: value
+                .map(|value| Ok(decoded(&key, LocalNamespace::decode(value))?.labels))
+                .transpose()?,
+        },
         _ => return Err(misplaced()),
     })
 }
@@ -128,7 +139,9 @@ fn belongs(origin: &Origin, key: &Key) -> bool {
         (Resource::Services, Key::Service(object)) | (Resource::Slices, Key::EndpointSlice(object)) => {
             !origin.own && object.tree == tree && object.cluster == origin.cluster
         }
-        (Resource::Services, Key::LocalService { .. }) => origin.own,
+        (Resource::Services, Key::LocalService { .. })
+        | (Resource::Policies, Key::LocalPolicy(_))
+        | (Resource::Namespaces, Key::LocalNamespace(_)) => origin.own,
         _ => false,
     }
 }
@@ -263,6 +276,12 @@ fn remote_slice(origin: &Origin, key: &Key, value: &[u8]) -> Result<Option<fact:
     }))
 }
 
+/// A policy, understood with the code that has told its owner what of it is not enforced as written.
+fn policy(key: &Key, name: &PolicyName, value: &[u8]) -> Result<Parsed, EntryError> {
+    let policy = decoded(key, LocalPolicy::decode(value))?;
+    Ok(isthmus_policy::parse::policy(name, &policy.specs))
+}
+
 fn local_service(key: &Key, value: &[u8]) -> Result<fact::LocalService, EntryError> {
     let service = decoded(key, LocalService::decode(value))?;
     if let Key::LocalService { namespace, name } = key
@@ -308,6 +327,8 @@ fn local_service(key: &Key, value: &[u8]) -> Result<fact::LocalService, EntryErr
         },
         session_affinity_seconds: service.session_affinity.filter(|seconds| *seconds > 0),
         node_local: service.internal_traffic_policy == TrafficPolicy::Local,
+        labels: service.labels.clone(),
+        selector: service.selector.clone(),
     })
 }
 

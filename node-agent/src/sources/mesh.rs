@@ -52,6 +52,8 @@ pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>,
         (Resource::Endpoints, Prefix::State(isthmus_wire::Resource::Ip)),
         (Resource::Identities, Prefix::State(isthmus_wire::Resource::Identities)),
         (Resource::Services, Prefix::LocalServices),
+        (Resource::Policies, Prefix::LocalPolicies),
+        (Resource::Namespaces, Prefix::LocalNamespaces),
     ];
     for (resource, prefix) in own_sections {
         follower.follow(&own_name, true, resource, prefix);

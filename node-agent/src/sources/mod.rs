@@ -1,4 +1,5 @@
 //! Where events come from.
 
 pub mod entry;
+pub mod local;
 pub mod mesh;
