@@ -2,4 +2,7 @@
 
 pub mod config;
 pub mod control;
+pub mod device;
+pub mod metrics;
+pub mod routing;
 pub mod uapi;
