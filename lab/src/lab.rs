@@ -19,10 +19,10 @@ use crate::names::{ClusterPlan, LabName};
 use crate::netns::NetNs;
 use crate::pki::Authority;
 use crate::process::{Launch, Process};
-use crate::spec::LabSpec;
+use crate::spec::{Encryption, LabSpec};
 use crate::state::{ClusterState, LabState, ProcessId, StateDir};
 use crate::topology::Wan;
-use crate::{cgroup, cleanup};
+use crate::{cgroup, cleanup, programs};
 
 /// A running lab. Dropping it removes everything it made; [`Lab::down`] does so without blocking the runtime.
 pub struct Lab {
@@ -194,6 +194,22 @@ impl Lab {
         let cluster = self.cluster(name.split('/').next().unwrap_or_default())?;
         self.ground.run(daemon.launch().clone()).await?;
         cluster.wait_ready(name).await
+    }
+
+    /// Starts every agent again with encryption on, off or strict, and a WireGuard device beside it or none.
+    ///
+    /// # Errors
+    /// When they do not become ready.
+    pub async fn encrypt(&self, mode: Encryption) -> Result<()> {
+        for name in self.daemons() {
+            if name.ends_with(programs::NODE_AGENT) || name.ends_with(programs::WIREGUARD) {
+                self.daemon(&name)?.stop(GRACE).await;
+                self.ground.daemons.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            }
+        }
+        let spec = LabSpec { encryption: mode, ..self.spec.clone() };
+        futures::future::try_join_all(self.clusters.iter().map(|c| c.start_agents(&spec))).await?;
+        Ok(())
     }
 
     /// Daemons that have ended though nobody asked.

@@ -210,6 +210,8 @@ impl Runner<'_> {
             Verb::Status(status) => self.status(status).await,
             Verb::Capture(capture) => self.capture(capture, report).await,
             Verb::Forge(forge) => self.forge(forge).await,
+            Verb::RotateKey(rotation) => self.rotate_key(rotation).await,
+            Verb::Encryption(mode) => lab.encrypt(*mode).await,
         }
     }
 

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 pub use self::action::{
     Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, Observe, Partition,
-    Plaintext, PodRef, Request, Scale, Shows, Status, Target, Traffic, Until, Wait,
+    Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};

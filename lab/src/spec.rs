@@ -53,6 +53,17 @@ pub enum Encryption {
     Strict,
 }
 
+impl Encryption {
+    /// As a scenario spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// What is behind a clustermesh-apiserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

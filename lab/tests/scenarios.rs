@@ -64,3 +64,12 @@ async fn what_was_known_of_a_peer_stays_while_it_cannot_be_reached() {
 async fn daemons_restart_under_traffic_and_no_request_fails() {
     run("restarts", "s-restarts", Store::Memory).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_on_the_wire_can_read_what_pods_say() {
+    let report = run("encryption", "s-encryption", Store::Memory).await;
+    let captured: Vec<_> = report.steps.iter().filter_map(|step| step.captured.as_ref()).collect();
+    assert_eq!(captured.len(), 5, "each capture is reported");
+    assert!(captured.iter().take(4).all(|seen| seen.plain == 0 && seen.encrypted > 0), "{captured:?}");
+    assert!(captured[4].requests > 0 && captured[4].answers > 0, "{captured:?}");
+}

@@ -5,20 +5,28 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use isthmus_node_agent::encryption::publication::{ROTATE, ROTATION, RotationReport, RotationState};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 
 use super::Runner;
 use super::curl::Curl;
 use crate::capture::Packets;
 use crate::cluster::Cluster;
-use crate::error::{LabError, Result};
+use crate::error::{Doing, LabError, Result};
 use crate::images::Answer;
 use crate::kubelet::PodRecord;
 use crate::netns::NetNs;
 use crate::report::{Captured, StepReport, Tally};
-use crate::scenario::{Capture, Forge, Plaintext};
+use crate::scenario::{Capture, Forge, Plaintext, RotateKey};
+use crate::{status, wait};
 
 /// The port that forged packets go to. Nobody needs to listen: they are looked for before that.
 const PORT: u16 = 7007;
+/// What the agent's status calls packets that a device has dropped for their source.
+const FORGED: &str = "drop_in_forged_source";
 /// How long packets may be under way before they are looked for.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 
@@ -74,6 +82,34 @@ impl Runner<'_> {
         }
     }
 
+    /// Asks for another key as `isthmus rotate-key` does, and waits until the node says that its peers use it.
+    pub(super) async fn rotate_key(&mut self, step: &RotateKey) -> Result<()> {
+        let cluster = self.lab.cluster(&step.node.cluster)?;
+        self.node = Some(step.node.to_string());
+        let nodes: Api<Node> = Api::all(cluster.client());
+        let id = format!("lab-{:x}", chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default());
+        let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: id}}}));
+        let asked = nodes.patch(&step.node.name, &PatchParams::default(), &patch).await;
+        asked.doing(|| format!("asking {} for another key", step.node))?;
+        wait::until(format!("{} to have another key", step.node), step.within, || async {
+            let node = nodes.get(&step.node.name).await.map_err(|e| e.to_string())?;
+            let said = node.metadata.annotations.unwrap_or_default().remove(ROTATION);
+            let said = said.ok_or("the node says nothing about it")?;
+            let report: RotationReport = serde_json::from_str(&said).map_err(|e| e.to_string())?;
+            match report.state {
+                RotationState::Done if report.id == id => Ok(()),
+                _ => Err(said),
+            }
+        })
+        .await
+    }
+
+    /// How many packets the device of a node has dropped since they bore an address that their sender does not own.
+    async fn forged(&self, cluster: &Cluster, node: &str) -> Result<u64> {
+        let status = status::agent(&cluster.agent_socket(node)).await?;
+        Ok(status.encryption.counters.get(FORGED).copied().unwrap_or_default())
+    }
+
     /// A node sends in another pod's name, and in the name of one of its own. The pod they are for gets only the latter.
     pub(super) async fn forge(&mut self, step: &Forge) -> Result<()> {
         let liar = self.lab.cluster(&step.node.cluster)?;
@@ -89,22 +125,24 @@ impl Runner<'_> {
         let inside = NetNs::open(&namespace)?;
         let named = self.lab.cluster(&step.source.cluster)?;
         let named = named.pod(&step.source.namespace, &step.source.name)?;
+        let before = self.forged(cluster, &victim.node).await?;
+        let mut sent = 0;
         for destination in &victim.addresses {
             let like = |address: &&IpAddr| address.is_ipv4() == destination.is_ipv4();
             let Some(lie) = named.addresses.iter().find(like) else { continue };
             let Some(truth) = own_address(liar, position, *destination) else { continue };
+            let (lie, truth) = (SocketAddr::new(*lie, PORT), SocketAddr::new(truth, PORT));
             let to = SocketAddr::new(*destination, PORT);
-            send_until_honest(
-                from,
-                &inside,
-                SocketAddr::new(*lie, PORT),
-                SocketAddr::new(truth, PORT),
-                to,
-                step,
-            )
-            .await?;
+            send_until_honest(from, &inside, lie, truth, to, step).await?;
+            sent += u64::from(step.count);
         }
-        Ok(())
+        wait::until("the dropped packets to be counted", step.within, || async {
+            match self.forged(cluster, &victim.node).await.map_err(|e| e.to_string())? - before {
+                counted if counted >= sent => Ok(()),
+                counted => Err(format!("{counted} of {sent} are")),
+            }
+        })
+        .await
     }
 }
 

@@ -283,6 +283,17 @@ pub struct Forge {
     pub within: Duration,
 }
 
+/// Gives a node another WireGuard key, as `isthmus rotate-key` does, and waits until all peers use it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateKey {
+    /// `cluster/node`.
+    pub node: NodeRef,
+    /// How long it may take.
+    #[serde(default = "half_a_minute", deserialize_with = "duration")]
+    pub within: Duration,
+}
+
 /// A node: `cluster/node`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -7,8 +7,9 @@ use serde::Deserialize;
 
 use super::action::{
     Annotate, Apply, Capture, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext, Request,
-    Scale, Shows, Status, Target, Traffic, Until, Wait,
+    RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
+use crate::spec::Encryption;
 
 /// One step, checked.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub enum Verb {
     Status(Status),
     Capture(Capture),
     Forge(Forge),
+    RotateKey(RotateKey),
+    Encryption(Encryption),
 }
 
 /// A step as it is written: `say`, exactly one verb, and perhaps `shows`.
@@ -72,12 +75,14 @@ pub(super) struct FileStep {
     status: Option<Status>,
     capture: Option<Capture>,
     forge: Option<Forge>,
+    rotate_key: Option<RotateKey>,
+    encryption: Option<Encryption>,
     shows: Option<Shows>,
 }
 
 const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
                         endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status, \
-                        capture, forge";
+                        capture, forge, rotateKey, encryption";
 
 impl Step {
     pub(super) fn check(step: FileStep, clusters: &[&str], dir: &Path) -> Result<Self, String> {
@@ -102,6 +107,8 @@ impl Step {
         verbs.extend(step.status.map(Verb::Status));
         verbs.extend(step.capture.map(Verb::Capture));
         verbs.extend(step.forge.map(Verb::Forge));
+        verbs.extend(step.rotate_key.map(Verb::RotateKey));
+        verbs.extend(step.encryption.map(Verb::Encryption));
         let (Some(verb), true) = (verbs.pop(), verbs.is_empty()) else { return Err(ONE_VERB.into()) };
         verb.check(clusters, dir)?;
         if let Some(shows) = &step.shows {
@@ -158,7 +165,8 @@ impl Verb {
                 let cluster = daemon.split('/').next().unwrap_or_default().to_owned();
                 known([&cluster], clusters, "the daemon's cluster")
             }
-            Self::EndTraffic(_) | Self::Heal => Ok(()),
+            Self::RotateKey(r) => known([&r.node.cluster], clusters, "rotateKey.node"),
+            Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) => Ok(()),
         }
     }
 
@@ -191,6 +199,8 @@ impl Verb {
                 let unseen = if c.plaintext == Plaintext::Unseen { "cannot" } else { "can" };
                 format!("what {} and {} say {unseen} be read on the wire", c.target.from, c.target.service)
             }
+            Self::RotateKey(r) => format!("give {} another key", r.node),
+            Self::Encryption(mode) => format!("start every agent again with encryption {}", mode.as_str()),
             Self::Forge(f) => format!("{} sends to {} in the name of {}, in vain", f.node, f.to, f.source),
         }
     }
