@@ -2,8 +2,8 @@
 //!
 //! Isthmus shares Cilium's resources rather than inventing its own, so that a cluster can move between the two and the
 //! tools that read them keep working. Only [`CiliumIdentity`] is ever written, and only where the cluster has no Cilium;
-//! [`CiliumNode`] and [`CiliumEndpoint`] are read where it has. Each type has the fields that are read and no others:
-//! unknown ones are ignored, missing ones are empty.
+//! [`CiliumNode`] and [`CiliumEndpoint`] are read where it has. Each of these types has the fields that are read and no others:
+//! unknown ones are ignored, missing ones are empty. [`policy`] is for users to write, and ignores nothing.
 //!
 //! The YAML under `crds/yaml/` is generated: `cargo xtask crds`, checked by `cargo xtask crds --check`.
 #![forbid(unsafe_code)]
@@ -11,6 +11,7 @@
 mod cilium_endpoint;
 mod cilium_identity;
 mod cilium_node;
+pub mod policy;
 mod resource;
 
 pub use cilium_endpoint::{
@@ -18,6 +19,7 @@ pub use cilium_endpoint::{
 };
 pub use cilium_identity::{CiliumIdentity, MANAGED_BY, MANAGED_BY_LABEL, POD_NAMESPACE_LABEL};
 pub use cilium_node::{CiliumNode, CiliumNodeSpec, HealthSpec, IngressSpec, IpamSpec, NodeAddress};
+pub use policy::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
@@ -26,7 +28,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 /// Where Cilium is installed these are its own to install: applying ours there is harmless only as long as Cilium's
 /// operator runs, which puts its version back.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![cilium_identity::definition()]
+    vec![cilium_identity::definition(), policy::namespaced(), policy::clusterwide()]
 }
 
 /// The committed YAML: file name below `crds/yaml/`, and content.
