@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build release bpf fuzz setup-build setup-test fmt clippy deny bins bpf-check crds-check unit
+.PHONY: help demo test bench build release bpf fuzz setup-build setup-test setup-bench fmt clippy deny bins bpf-check crds-check unit
 
 export PATH := $(PATH):$(CURDIR)/.tools/bin
 
@@ -53,13 +53,14 @@ bpf-check: bins
 unit: bins
 	cargo test --quiet --locked --workspace --no-fail-fast
 
-bench: setup-test
+bench: setup-bench
 	cargo build --locked --release --workspace --bins
 	cargo bench --quiet --locked -p isthmus-node-agent --bench datapath
 	cargo bench --quiet --locked -p isthmus-policy --bench resolve
 	cargo bench --quiet --locked -p isthmus-wire --bench values
 	cargo bench --quiet --locked -p isthmus-kvstore --bench store --bench sync
 	cargo bench --quiet --locked -p isthmus-lab --bench propagation
+	cargo bench --quiet --locked -p isthmus-wireguard --bench throughput
 
 build: setup-build
 	cargo build --locked --workspace --bins
@@ -78,3 +79,6 @@ setup-build:
 
 setup-test:
 	@xtask/setup.sh test
+
+setup-bench:
+	@xtask/setup.sh bench
