@@ -86,10 +86,10 @@ pub(crate) fn join(one: (&Namespace, &[&str]), other: (&Namespace, &[&str])) {
     }
 }
 
-/// The words for `ip` that add an address, which is good at once.
+/// The words for `ip` that add an address, which is good at once, or leave it.
 pub(crate) fn add_address(interface: &str, address: &str) -> String {
     let nodad = if address.contains(':') { " nodad" } else { "" };
-    format!("address add {address} dev {interface}{nodad}")
+    format!("address replace {address} dev {interface}{nodad}")
 }
 
 /// A process that is killed when this is dropped.
