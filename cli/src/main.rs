@@ -15,6 +15,7 @@ mod explain;
 mod keep;
 mod lab;
 mod monitor;
+mod rotate_key;
 mod status;
 
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Command {
     /// Whole clusters on this machine: demos, tests, experiments
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Give a node another WireGuard key, without losing a packet
+    RotateKey(rotate_key::RotateKeyArgs),
     /// How the mesh is doing: per cluster and per node
     Status(status::StatusArgs),
     /// Verdicts of policies on packets, as they are made
@@ -60,6 +63,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match Cli::parse().command {
         Command::Lab(command) => lab::run(command).await,
+        Command::RotateKey(args) => rotate_key::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Monitor(args) => monitor::run(*args).await,
         Command::Explain(args) => explain::run(args).await,

@@ -218,6 +218,7 @@ fn print(mesh: &MeshStatus) {
             }
         }
         say!("{nodes}\n");
+        print_encryption(&mesh.agents);
     }
     match mesh.problems.as_slice() {
         [] => say!("All is well."),
@@ -242,6 +243,64 @@ fn restricted(policy: &PolicySummary) -> String {
         true => format!("{} in, {} out", policy.ingress_enforced, policy.egress_enforced),
         false => "not read yet".to_owned(),
     }
+}
+
+/// One line per node, and one for each of its peers that there has been no handshake with.
+fn print_encryption(agents: &[AgentStatus]) {
+    if agents.iter().all(|agent| !agent.encryption.enabled) {
+        return;
+    }
+    let mut nodes = table(&[
+        "CLUSTER",
+        "NODE",
+        "ENCRYPTION",
+        "STRICT",
+        "PEERS",
+        "SESSIONS",
+        "LAST HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "MTU",
+        "PUBLIC KEY",
+    ]);
+    for agent in agents {
+        let encryption = &agent.encryption;
+        let mode = match (encryption.enabled, encryption.ready) {
+            (false, _) => "off".to_owned(),
+            (true, false) => "not ready".to_owned(),
+            (true, true) => encryption.mode.clone().unwrap_or_default(),
+        };
+        let handshakes = || encryption.peers.iter().filter_map(|peer| peer.last_handshake_seconds);
+        let latest = handshakes().min_by(f64::total_cmp);
+        nodes.add_row([
+            agent.cluster.clone(),
+            agent.node.clone(),
+            mode,
+            word(encryption.strict, "yes", "no"),
+            encryption.peers.len().to_string(),
+            handshakes().filter(|age| *age < SESSION_SECONDS).count().to_string(),
+            age(latest),
+            bytes(encryption.peers.iter().map(|peer| peer.rx_bytes).sum()),
+            bytes(encryption.peers.iter().map(|peer| peer.tx_bytes).sum()),
+            encryption.mtu.to_string(),
+            encryption.public_key.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    say!("{nodes}\n");
+}
+
+/// How long a WireGuard session can be used.
+const SESSION_SECONDS: f64 = 180.0;
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit < UNITS.len() - 1 {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 fn table(header: &[&str]) -> Table {
@@ -282,6 +341,14 @@ mod tests {
         assert_eq!(age(Some(0.012)), "12ms");
         assert_eq!(age(Some(61.0)), "61s");
         assert_eq!(age(Some(600.0)), "10m");
+    }
+
+    #[test]
+    fn amounts_have_a_unit() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(u64::MAX), "16777216.0 TiB");
     }
 
     #[tokio::test]

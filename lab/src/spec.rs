@@ -45,9 +45,9 @@ pub struct ClusterSpec {
 #[serde(rename_all = "lowercase")]
 pub enum Encryption {
     /// It is not, and no node has a WireGuard device.
-    #[default]
     Off,
     /// Each node has a device, and what can be encrypted is.
+    #[default]
     On,
     /// As `On`; what cannot be encrypted is dropped.
     Strict,

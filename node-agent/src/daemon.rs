@@ -149,14 +149,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         "found in the maps"
     );
 
-    let metrics = Arc::new(Metrics::new(Some(datapath.clone())));
+    let encryption = encryption::start(&config, client, &datapath, &shutdown).await?;
+    let metrics = Arc::new(Metrics::new(Some(datapath.clone()), encryption.status.clone()));
     let (events, arrivals) = mpsc::channel(EVENTS);
     let (applied, _) = broadcast::channel(APPLIED);
-    let encryption = encryption::start(&config, client, &datapath, &shutdown).await?;
     let mut reconciler =
         Reconciler::new(own(&config), policy(&config), &dump).with_policies(policies(&config));
     if let Some(peers) = &encryption.peers {
         reconciler.keep_peers(peers.clone());
+    }
+    if let Some(encryption) = &config.encryption {
+        reconciler.set_strict_ranges(&encryption.strict_cidrs);
     }
     let (task, looks) = Task::new(
         reconciler,

@@ -11,8 +11,11 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 use crate::datapath::Datapath;
+use crate::encryption::EncryptionStatus;
+use crate::encryption::metrics::EncryptionMetrics;
 use crate::status::AgentStatus;
 
 /// Counters, gauges and histograms of one agent. Shared by its tasks.
@@ -71,8 +74,9 @@ struct Map {
 }
 
 impl Metrics {
-    /// All at zero; `datapath` is asked for its own counters whenever the metrics are read.
-    pub fn new(datapath: Option<Arc<Datapath>>) -> Self {
+    /// All at zero; `datapath` is asked for its own counters whenever the metrics are read, and `encryption` for how it
+    /// is.
+    pub fn new(datapath: Option<Arc<Datapath>>, encryption: watch::Receiver<EncryptionStatus>) -> Self {
         let mut registry = Registry::default();
         let stages = Family::<Stage, Histogram>::new_with_constructor(|| {
             // 16 µs to 4 s.
@@ -134,6 +138,7 @@ impl Metrics {
         mesh.register("remote_cluster_nodes", "Nodes of a peer", cluster_nodes.clone());
         mesh.register("remote_cluster_services", "Services of a peer", cluster_services.clone());
         mesh.register("remote_cluster_endpoints", "Addresses of a peer", cluster_endpoints.clone());
+        registry.register_collector(Box::new(EncryptionMetrics(encryption)));
         if let Some(datapath) = datapath {
             registry.register_collector(Box::new(DatapathCounters(datapath)));
         }

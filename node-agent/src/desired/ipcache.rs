@@ -36,8 +36,8 @@ pub fn entry(resolved: Resolved) -> IpcacheEntry {
     }
 }
 
-/// What is wanted of a prefix: what the mesh says, else the identity that this node's policies give it. The Kubernetes
-/// API has one of its own also where a node serves it.
+/// What is wanted of a prefix: what the mesh says, else the identity that this node's policies give it, else that pods live
+/// there of which nothing is known. The Kubernetes API has an identity of its own also where a node serves it.
 pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<IpcacheEntry> {
     let cidr = policies.cidr(prefix);
     match mesh.resolve(prefix) {
@@ -48,7 +48,13 @@ pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<Ipcache
             }
             Some(entry)
         }
-        None => cidr.map(|cidr| IpcacheEntry { identity: cidr.identity.0, ..IpcacheEntry::default() }),
+        None => {
+            // A policy that knows the outside by address takes no part of a strict range out of it.
+            let flags = if mesh.is_in_strict_range(prefix) { ipcache_flags::STRICT_RANGE } else { 0 };
+            let identity = cidr.map(|cidr| cidr.identity.0);
+            let identity = identity.or_else(|| mesh.is_strict_range(prefix).then_some(reserved::WORLD))?;
+            Some(IpcacheEntry { identity, flags, ..IpcacheEntry::default() })
+        }
     }
 }
 

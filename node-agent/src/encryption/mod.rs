@@ -7,6 +7,7 @@
 
 pub mod device;
 pub mod key_file;
+pub mod metrics;
 pub mod peers;
 pub mod publication;
 pub mod rotation;

@@ -38,7 +38,7 @@ const LARGE: usize = 500;
 const COMPARE_LOOKS: u32 = 60;
 /// Peers in one message to the device.
 const BATCH: usize = 256;
-/// How long the device may take to say what it remembers, at start.
+/// How long the device may take to say what it remembers, and the API what it knows of this node, at start.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How traffic is to be encrypted.
@@ -216,6 +216,9 @@ impl Task {
     }
 
     async fn begin(&mut self) -> Result<Session, EncryptionError> {
+        // Watching begins together with this task: what takes a moment is no failure.
+        let read = self.node.wait_for(|node| node.seen || node.error.is_some());
+        let _ = tokio::time::timeout(PATIENCE, read).await;
         let control = Control::open(self.settings.backend, &self.settings.location).await?;
         let state = match control.state().await {
             Ok(state) => state,

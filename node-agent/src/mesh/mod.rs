@@ -74,6 +74,8 @@ pub struct Mesh {
     ranges: Ranges,
     /// Addresses of the own node.
     own_addresses: BTreeSet<IpAddr>,
+    /// Ranges in which pods live, whether anything is known of them or not.
+    strict_ranges: BTreeSet<IpNet>,
     /// Nodes of a cluster by address; more than one while an address passes from node to node.
     hosts: HashMap<(u16, IpAddr), BTreeSet<Arc<str>>>,
 }
@@ -223,6 +225,7 @@ impl Mesh {
             prefixes: Prefixes::default(),
             ranges: Ranges::default(),
             own_addresses: BTreeSet::new(),
+            strict_ranges: BTreeSet::new(),
             hosts: HashMap::new(),
         }
     }
@@ -325,6 +328,27 @@ impl Mesh {
     /// Every prefix inside a range about which something is said.
     pub fn prefixes_within(&self, range: IpNet) -> impl Iterator<Item = IpNet> {
         self.prefixes.within(range)
+    }
+
+    /// Says in which ranges pods live, whether anything is known of them or not.
+    pub fn set_strict_ranges(&mut self, ranges: &[IpNet]) {
+        self.strict_ranges = ranges.iter().map(IpNet::trunc).collect();
+    }
+
+    /// Whether this very range is one in which pods live.
+    pub fn is_strict_range(&self, range: IpNet) -> bool {
+        self.strict_ranges.contains(&range)
+    }
+
+    /// Whether a prefix lies in one of them.
+    pub fn is_in_strict_range(&self, prefix: IpNet) -> bool {
+        // A handful at most: users give them on the command line.
+        self.strict_ranges.iter().any(|range| range.contains(&prefix))
+    }
+
+    /// The ranges in which pods live.
+    pub fn strict_ranges(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.strict_ranges.iter().copied()
     }
 
     /// Notes, before the first event, that an earlier run held a range for the cluster with this id.

@@ -103,6 +103,13 @@ impl Reconciler {
         self.peers = Some(peers);
     }
 
+    /// Says, before the first event, in which ranges pods live: what is not known of an address there is told to the
+    /// programs as such.
+    pub fn set_strict_ranges(&mut self, ranges: &[IpNet]) {
+        self.changes.prefixes.extend(ranges.iter().map(IpNet::trunc));
+        self.mesh.set_strict_ranges(ranges);
+    }
+
     /// Takes in an event.
     ///
     /// # Errors
@@ -233,7 +240,7 @@ impl Reconciler {
 
     fn everything(&mut self) -> Delta {
         let mut everything = self.frontends.everything(&self.mesh, rules(&self.mesh, self.policy));
-        for prefix in self.policies.cidrs() {
+        for prefix in self.policies.cidrs().chain(self.mesh.strict_ranges()) {
             everything
                 .ipcache
                 .insert(ipcache::key(prefix), ipcache::wanted(&self.mesh, &self.policies, prefix));
@@ -242,9 +249,10 @@ impl Reconciler {
         everything
     }
 
-    /// Prefixes of the mesh that policies are about as well.
+    /// Prefixes about which not the mesh alone has something to say.
     fn with_cidrs(&self, delta: &mut Delta, prefixes: &HashSet<IpNet>) {
-        for prefix in prefixes.iter().filter(|prefix| self.policies.cidr(**prefix).is_some()) {
+        let more = |prefix: IpNet| self.policies.cidr(prefix).is_some() || self.mesh.is_strict_range(prefix);
+        for prefix in prefixes.iter().filter(|prefix| more(**prefix)) {
             delta.ipcache.insert(ipcache::key(*prefix), ipcache::wanted(&self.mesh, &self.policies, *prefix));
         }
     }
