@@ -15,6 +15,15 @@ static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_CSUM_IPV6: Global<u32> = Global::new(0);
 
+/// How many events of each kind (packets dropped, flows forwarded) a CPU may send per second.
+#[unsafe(no_mangle)]
+static EVENTS_PER_SECOND: Global<u32> = Global::new(0);
+
+#[inline(always)]
+pub fn events_per_second() -> u32 {
+    EVENTS_PER_SECOND.load()
+}
+
 #[inline(always)]
 pub fn jiffies_per_second() -> u32 {
     JIFFIES_PER_SECOND.load()

@@ -5,7 +5,7 @@
 //! later fragment, an ICMP error and a protocol that nobody here can read go the same way. The device gets packets past
 //! the host's stack, so no routes are needed, and no rule of the CNI's gives them another source.
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::{Addr, Counter, Encryption, encryption_flags, ipcache_flags, mark};
@@ -22,6 +22,13 @@ pub fn to_wire(ctx: &TcContext) -> i32 {
     if settings.flags & encryption_flags::ON == 0 {
         return TC_ACT_OK;
     }
+    send(ctx.skb.skb, settings)
+}
+
+/// A function of its own, for the sake of the stack.
+#[inline(never)]
+fn send(skb: *mut __sk_buff, settings: &Encryption) -> i32 {
+    let ctx = &TcContext::new(skb);
     let way = match packet::family(ctx) {
         Some(Family::V4) => match ends_v4(ctx) {
             Some((source, destination)) => way::<true>(ctx, settings, &source, &destination),

@@ -1,6 +1,6 @@
 //! Packets that a pod sends, seen as they come out of its veth on the host's side.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::{
     Addr, Counter, CtEntry, CtKey, LOOPBACK_V4, LOOPBACK_V6, ReplyEntry, ReplyKey, Service, ServiceKey,
@@ -14,8 +14,9 @@ use crate::count::{count, count_flow};
 use crate::encrypt;
 use crate::fragment;
 use crate::maps::{CT, CT_REPLY, SERVICES};
+use crate::policy;
 use crate::packet::{self, ACK, Family, Fragment, Packet, Ports, SYN};
-use crate::refuse::refuse;
+use crate::refuse;
 use crate::rewrite::{End, HalfWritten, rewrite, swap_macs};
 use crate::service::{self, Choice};
 
@@ -25,12 +26,29 @@ pub fn from_pod(ctx: &TcContext) -> i32 {
         count(Counter::TcError);
         return TC_ACT_SHOT;
     }
-    match translate(ctx) {
-        Ok(Verdict::Pass) => encrypt::to_wire(ctx),
-        Ok(verdict) => verdict.action(ctx),
+    policy::forget_vouching(ctx);
+    match translated(ctx.skb.skb) {
+        PASS if policy::lets_out(ctx) => encrypt::to_wire(ctx),
+        TURN_BACK => Verdict::TurnBack.action(ctx),
+        REFUSE => refuse::refuse(ctx.skb.skb).action(ctx),
+        _ => TC_ACT_SHOT,
+    }
+}
+
+const PASS: u64 = Verdict::Pass as u64;
+const DROP: u64 = Verdict::Drop as u64;
+const TURN_BACK: u64 = Verdict::TurnBack as u64;
+const REFUSE: u64 = Verdict::Refuse as u64;
+
+/// A function of its own, since a program's functions share 512 bytes of stack with those that they call, and this one
+/// needs most of them.
+#[inline(never)]
+fn translated(skb: *mut __sk_buff) -> u64 {
+    match translate(&TcContext::new(skb)) {
+        Ok(verdict) => verdict as u64,
         Err(HalfWritten) => {
             count(Counter::TcError);
-            TC_ACT_SHOT
+            DROP
         }
     }
 }
@@ -113,7 +131,7 @@ fn to_service<const V4: bool>(
             Ok(choice) => Some(choice),
             Err(reason) => {
                 count(reason);
-                return refuse(ctx, packet, ports);
+                return Ok(Verdict::Refuse);
             }
         };
     }

@@ -62,21 +62,7 @@ pub fn error_to_pod<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Res
 /// The key under which answers to the quoted packet are known, if this is an error about TCP or UDP.
 #[inline(always)]
 fn quoted_flow<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<(ReplyKey, Quoted)> {
-    let mut kind = [0u8; 1];
-    load(ctx, packet.l4, &mut kind)?;
-    let quoted = if V4 {
-        // Unreachable (with "fragmentation needed"), time exceeded, parameter problem.
-        if !matches!(kind[0], 3 | 11 | 12) {
-            return None;
-        }
-        quoted_ipv4(ctx, packet.l4 + ICMP_LEN)?
-    } else {
-        // Unreachable, packet too big, time exceeded, parameter problem; 128 and above are no errors.
-        if !matches!(kind[0], 1..=4) {
-            return None;
-        }
-        quoted_ipv6(ctx, packet.l4 + ICMP_LEN)?
-    };
+    let quoted = quoted(ctx, packet)?;
     if !matches!(quoted.protocol, TCP | UDP) {
         return None;
     }
@@ -91,6 +77,44 @@ fn quoted_flow<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<(
         protocol: quoted.protocol as u32,
     };
     Some((key, quoted))
+}
+
+/// The packet that an error is about: its ends, and what stands where most protocols have their ports.
+pub struct About {
+    pub protocol: u8,
+    pub source: Addr,
+    pub destination: Addr,
+    /// The first 8 bytes behind the IP header; RFC 792 has no error quote less.
+    pub transport: [u8; 8],
+}
+
+/// What this error is about, if it is one that may come to any sender.
+#[inline(always)]
+pub fn about<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<About> {
+    let quoted = quoted(ctx, packet)?;
+    let mut transport = [0u8; 8];
+    load(ctx, quoted.l4, &mut transport)?;
+    let Quoted { protocol, source, destination, .. } = quoted;
+    Some(About { protocol, source, destination, transport })
+}
+
+#[inline(always)]
+fn quoted<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<Quoted> {
+    let mut kind = [0u8; 1];
+    load(ctx, packet.l4, &mut kind)?;
+    if V4 {
+        // Unreachable (with "fragmentation needed"), time exceeded, parameter problem.
+        if !matches!(kind[0], 3 | 11 | 12) {
+            return None;
+        }
+        quoted_ipv4(ctx, packet.l4 + ICMP_LEN)
+    } else {
+        // Unreachable, packet too big, time exceeded, parameter problem; 128 and above are no errors.
+        if !matches!(kind[0], 1..=4) {
+            return None;
+        }
+        quoted_ipv6(ctx, packet.l4 + ICMP_LEN)
+    }
 }
 
 #[inline(always)]

@@ -7,6 +7,9 @@
 //!
 //! Both choose through [`service`]. What is not addressed to a service passes untouched everywhere.
 //!
+//! What a pod may send and get is up to its [`policy`], which is asked about packets as they are between the pods: after a
+//! service's address was translated on the way out, and before the answer's is on the way in.
+//!
 //! After that, [`encrypt`] gives what goes to a pod of another node to the encryption device, and [`from_wire`] hands
 //! what comes out of it to the pod.
 //!
@@ -20,6 +23,7 @@ mod config;
 mod conntrack;
 mod count;
 mod encrypt;
+mod event;
 mod fragment;
 mod from_pod;
 mod from_wire;
@@ -27,6 +31,7 @@ mod icmp;
 mod ipcache;
 mod maps;
 mod packet;
+mod policy;
 mod refuse;
 mod rewrite;
 mod service;
@@ -38,11 +43,13 @@ use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 #[classifier]
+#[inline(always)]
 pub fn tc_from_pod(ctx: TcContext) -> i32 {
     from_pod::from_pod(&ctx)
 }
 
 #[classifier]
+#[inline(always)]
 pub fn tc_to_pod(ctx: TcContext) -> i32 {
     to_pod::to_pod(&ctx)
 }
@@ -100,11 +107,14 @@ pub fn sock_getpeername6(ctx: SockAddrContext) -> i32 {
 
 /// What a program does with a packet.
 #[derive(Clone, Copy)]
+#[repr(u8)]
 enum Verdict {
-    Pass,
-    Drop,
+    Pass = 0,
+    Drop = 1,
     /// Back out of the device that it came in by.
-    TurnBack,
+    TurnBack = 2,
+    /// Answered as a closed port would.
+    Refuse = 3,
 }
 
 impl Verdict {
@@ -112,9 +122,12 @@ impl Verdict {
     fn action(self, ctx: &TcContext) -> i32 {
         match self {
             Self::Pass => TC_ACT_OK,
-            Self::Drop => TC_ACT_SHOT,
-            // SAFETY: the helper takes numbers only; the context pointer is the kernel's.
-            Self::TurnBack => unsafe { aya_ebpf::helpers::bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 },
+            Self::Drop | Self::Refuse => TC_ACT_SHOT,
+            Self::TurnBack => {
+                policy::vouch_for(ctx);
+                // SAFETY: the helper takes numbers only; the context pointer is the kernel's.
+                unsafe { aya_ebpf::helpers::bpf_redirect((*ctx.skb.skb).ifindex, 0) as i32 }
+            }
         }
     }
 }

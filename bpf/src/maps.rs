@@ -84,6 +84,8 @@ pub static EVENT_BUDGET: PerCpuArray<EventBudget> = PerCpuArray::pinned(1, 0);
 pub struct EventBudget {
     /// Jiffies when it was filled up last.
     pub filled: u32,
-    /// Of packets that were dropped, and of packets that were forwarded.
-    pub left: [u32; 2],
+    /// Of packets that were forwarded.
+    pub forwarded: u32,
+    /// Of packets that were dropped.
+    pub dropped: u32,
 }

@@ -14,6 +14,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
 
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;
@@ -161,7 +162,7 @@ impl Packet<false> {
             fragment: Fragment::No,
             fragment_id: 0,
         };
-        if !matches!(packet.protocol, TCP | UDP | ICMPV6) {
+        if !matches!(packet.protocol, TCP | UDP | ICMPV6) && is_extension(packet.protocol) {
             packet.skip_extensions(ctx)?;
         }
         Some(packet)
@@ -169,14 +170,9 @@ impl Packet<false> {
 
     #[inline(always)]
     fn skip_extensions(&mut self, ctx: &TcContext) -> Option<()> {
-        const HOP_BY_HOP: u8 = 0;
-        const ROUTING: u8 = 43;
-        const FRAGMENT: u8 = 44;
-        const AUTHENTICATION: u8 = 51;
-        const DESTINATION_OPTIONS: u8 = 60;
         let mut seen = 0;
         while seen < MAX_EXTENSIONS {
-            if matches!(self.protocol, TCP | UDP | ICMPV6) {
+            if !is_extension(self.protocol) {
                 break;
             }
             let mut head = [0u8; 8];
@@ -209,10 +205,25 @@ impl Packet<false> {
             }
             seen += 1;
         }
+        if is_extension(self.protocol) {
+            return None;
+        }
         self.l4 = forget_bounds(ctx, self.l4);
         make_linear(ctx, self.l4 as usize + 20);
         Some(())
     }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Whether another header follows, and what it is about is said there.
+#[inline(always)]
+fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
 }
 
 impl<const V4: bool> Packet<V4> {

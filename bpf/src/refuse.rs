@@ -3,11 +3,14 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::{bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
+use isthmus_bpf_abi::Counter;
 
 use crate::Verdict;
+use crate::count::count;
 use crate::packet::{
-    ACK, ETH_LEN, FIN, Fragment, ICMP, ICMPV6, Ipv4Header, Ipv6Header, Packet, Ports, RST, SYN, TCP, at,
+    self, Family, ACK, ETH_LEN, FIN, Fragment, ICMP, ICMPV6, Ipv4Header, Ipv6Header, Packet, Ports, RST, SYN, TCP, at,
     write_addr,
 };
 use crate::rewrite::{HalfWritten, swap_macs};
@@ -27,10 +30,33 @@ struct TcpHeader {
     urgent: u16,
 }
 
+/// Turns the packet into its refusal, or drops it.
+///
+/// A function of its own, since it needs much of the stack.
+#[inline(never)]
+pub fn refuse(skb: *mut __sk_buff) -> Verdict {
+    let ctx = &TcContext::new(skb);
+    let refused = match packet::family(ctx) {
+        Some(Family::V4) => Packet::parse_ipv4(ctx)
+            .and_then(|packet| Some(refuse_packet(ctx, &packet, packet.ports(ctx)?))),
+        Some(Family::V6) => Packet::parse_ipv6(ctx)
+            .and_then(|packet| Some(refuse_packet(ctx, &packet, packet.ports(ctx)?))),
+        None => None,
+    };
+    match refused {
+        Some(Ok(verdict)) => verdict,
+        Some(Err(HalfWritten)) => {
+            count(Counter::TcError);
+            Verdict::Drop
+        }
+        None => Verdict::Drop,
+    }
+}
+
 /// Turns `packet` into its refusal: a reset where TCP calls for one (RFC 9293, 3.10.7.1), "port unreachable" for UDP.
 /// Packets with IP options and fragments are dropped.
 #[inline(always)]
-pub fn refuse<const V4: bool>(
+fn refuse_packet<const V4: bool>(
     ctx: &TcContext,
     packet: &Packet<V4>,
     ports: Ports,

@@ -1,6 +1,6 @@
 //! Packets that a pod gets, seen as they go into its veth on the host's side.
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::{Counter, ReplyKey, ct_flags};
 
@@ -13,19 +13,35 @@ use crate::fragment;
 use crate::from_pod::note_reply;
 use crate::icmp;
 use crate::maps::CT_REPLY;
+use crate::policy;
 use crate::packet::{self, Family, Fragment, ICMP, ICMPV6, Packet};
 use crate::rewrite::{End, HalfWritten, rewrite};
 
 #[inline(always)]
 pub fn to_pod(ctx: &TcContext) -> i32 {
-    if encrypt::is_refused(ctx) {
+    if encrypt::is_refused(ctx) || !policy::lets_in(ctx) {
         return TC_ACT_SHOT;
     }
-    match translate(ctx) {
-        Ok(verdict) => verdict.action(ctx),
+    // Answers to the pod are never turned back, but for later fragments of what was.
+    match translated(ctx.skb.skb) {
+        PASS => TC_ACT_OK,
+        TURN_BACK => Verdict::TurnBack.action(ctx),
+        _ => TC_ACT_SHOT,
+    }
+}
+
+const PASS: u64 = Verdict::Pass as u64;
+const DROP: u64 = Verdict::Drop as u64;
+const TURN_BACK: u64 = Verdict::TurnBack as u64;
+
+/// A function of its own for the same reason as in [`crate::from_pod`].
+#[inline(never)]
+fn translated(skb: *mut __sk_buff) -> u64 {
+    match translate(&TcContext::new(skb)) {
+        Ok(verdict) => verdict as u64,
         Err(HalfWritten) => {
             count(Counter::TcError);
-            TC_ACT_SHOT
+            DROP
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::Addr;
 #[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum PolicyVerdict {
-    /// It went on. Told of the first packet of a flow, and of the first after its verdict was asked for again.
+    /// It went on. Told of the first packet of a flow, and of the first after others of it were dropped.
     Forwarded = 0,
     /// It was dropped.
     Dropped = 1,
@@ -87,7 +87,7 @@ impl fmt::Display for DropReason {
 pub mod event_flags {
     /// The packet goes the other way than the one that began its flow.
     pub const REPLY: u8 = 1;
-    /// An ICMP error; addresses and ports are those of the packet that it is about.
+    /// An ICMP error; the other side and the ports are those of the flow that it is about.
     pub const RELATED: u8 = 2;
 }
 
@@ -107,7 +107,7 @@ pub struct PolicyEvent {
     pub destination_identity: u32,
     /// Interface of the endpoint whose policy has decided.
     pub ifindex: u32,
-    /// [`PolicyEntry::rule`](crate::PolicyEntry) of the entry that has decided; 0 if none has.
+    /// [`PolicyEntry::rule`](crate::PolicyEntry) of the entry that has decided, or of [`reserved_rule`](crate::reserved_rule).
     pub rule: u32,
     /// Bytes of the packet, with its Ethernet header.
     pub len: u32,

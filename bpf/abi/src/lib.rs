@@ -32,7 +32,7 @@ pub use event::{DropReason, PolicyEvent, PolicyVerdict, event_flags};
 pub use ipcache::{IpcacheEntry, IpcacheKey, ipcache_flags};
 pub use policy::{
     Direction, PolicyCtEntry, PolicyCtKey, PolicyEntry, PolicyKey, policy_ct_flags, policy_flags,
-    reserved_identity,
+    reserved_identity, reserved_rule,
 };
 pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
 

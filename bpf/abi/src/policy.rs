@@ -14,6 +14,22 @@ pub mod reserved_identity {
     pub const HOST: u32 = 1;
     /// Whatever has no other identity.
     pub const WORLD: u32 = 2;
+    /// What a Cilium with both address families calls the IPv4 world.
+    pub const WORLD_IPV4: u32 = 9;
+    /// And the IPv6 world.
+    pub const WORLD_IPV6: u32 = 10;
+    /// From here on identities stand for ranges of addresses in policies of this node.
+    pub const LOCAL: u32 = 1 << 24;
+}
+
+/// What [`PolicyEntry::rule`] is where no rule has decided.
+pub mod reserved_rule {
+    /// Nothing allows it.
+    pub const NONE: u32 = 0;
+    /// The direction is not enforced.
+    pub const NOT_ENFORCED: u32 = 1;
+    /// The node reaches its own pods.
+    pub const HOST: u32 = 2;
 }
 
 /// Which way a packet goes, seen from the endpoint.
@@ -123,7 +139,8 @@ pub struct PolicyCtKey {
     pub ifindex: u32,
     /// The endpoint's port, network byte order; of ICMP echo the identifier; of fragments half of theirs.
     pub local_port_be: u16,
-    /// The other side's port, network byte order; of fragments the other half of their identification.
+    /// The other side's port, network byte order; of ICMP echo 1 if the endpoint asks and 0 if it answers; of fragments the
+    /// other half of their identification.
     pub remote_port_be: u16,
     /// IP protocol number; as wide as the gap that it would leave. Of later fragments with [`Self::FRAGMENT`].
     pub protocol: u32,

@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use isthmus_bpf_abi::{PolicyEvent, maps};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -18,7 +20,13 @@ use super::error::DatapathError;
 /// [`Counter::EventLimited`](isthmus_bpf_abi::Counter), [`Counter::EventLost`](isthmus_bpf_abi::Counter).
 pub struct Events {
     ring: AsyncFd<RingBuf<MapData>>,
+    /// Given back when the reader is dropped.
+    _reading: Reading,
 }
+
+/// That somebody reads; shared with the [`Datapath`].
+#[derive(Debug, Default)]
+pub(super) struct Reading(Arc<AtomicBool>);
 
 impl Datapath {
     /// Begins to read events; the first ones may be older than this call. To be called in a tokio runtime.
@@ -27,10 +35,21 @@ impl Datapath {
     /// They are being read already, or the kernel refuses.
     pub fn events(&self) -> Result<Events, DatapathError> {
         let kernel = |source| DatapathError::Kernel { what: "reading events".to_owned(), source };
-        let taken = self.ebpf().take_map(maps::EVENTS);
-        let map = taken.ok_or_else(|| kernel(io::Error::from(io::ErrorKind::ResourceBusy)))?;
-        let ring = RingBuf::try_from(map).map_err(|error| kernel(io::Error::other(error)))?;
-        Ok(Events { ring: watch(ring).map_err(kernel)? })
+        if self.reading.0.swap(true, Ordering::AcqRel) {
+            return Err(kernel(io::ErrorKind::ResourceBusy.into()));
+        }
+        let reading = Reading(Arc::clone(&self.reading.0));
+        let ring = MapData::from_pin(self.version_dir.join(maps::EVENTS))
+            .and_then(Map::from_map_data)
+            .and_then(RingBuf::try_from)
+            .map_err(|error| kernel(io::Error::other(error)))?;
+        Ok(Events { ring: watch(ring).map_err(kernel)?, _reading: reading })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 

@@ -79,7 +79,8 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
         .map_pin_path(maps::POLICIES, version_dir.join(maps::POLICIES))
         .override_global("JIFFIES_PER_SECOND", &jiffies_per_second, true)
         .override_global("HAS_SET_RETVAL", &has_set_retval, true)
-        .override_global("HAS_CSUM_IPV6", &has_csum_ipv6, true);
+        .override_global("HAS_CSUM_IPV6", &has_csum_ipv6, true)
+        .override_global("EVENTS_PER_SECOND", &config.events_per_second, true);
     for (name, entries) in sizes(&config.sizes) {
         loader.map_max_entries(name, entries);
     }
@@ -107,6 +108,7 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
     let policies = Policies::open(
         Map::open(&version_dir.join(maps::ENDPOINTS), maps::ENDPOINTS, policy::ENDPOINTS_FLAG)?,
         Map::open(&version_dir.join(maps::POLICY_EPOCH), maps::POLICY_EPOCH, policy::ENDPOINTS_FLAG)?,
+        Map::open(&version_dir.join(maps::POLICY_CT), maps::POLICY_CT, policy::FLOWS_FLAG)?,
         open_pinned(&version_dir, maps::POLICIES)?,
         config.sizes.policy_entries,
     )?;
@@ -250,6 +252,13 @@ fn load_error(origin: Option<&Path>, error: EbpfError) -> DatapathError {
 }
 
 fn program_error(origin: Option<&Path>, name: &str, error: ProgramError) -> DatapathError {
+    // The verifier refuses with the same errno as a lack of rights, but gives its reasons.
+    if let ProgramError::LoadError { io_error, verifier_log } = &error
+        && !verifier_log.to_string().is_empty()
+    {
+        let message = format!("loading program {name}: {io_error}: {verifier_log}");
+        return DatapathError::Load { origin: origin.map(Path::to_owned), message };
+    }
     classify(format!("loading program {name}"), &error, origin)
 }
 

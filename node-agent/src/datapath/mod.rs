@@ -108,12 +108,19 @@ pub struct DatapathConfig {
     pub sizes: MapSizes,
     /// Which of the kernel's features are used.
     pub features: Features,
+    /// How many packets that were dropped each CPU tells of per second, and how many new flows that were let through.
+    pub events_per_second: u32,
 }
 
 impl DatapathConfig {
     /// The defaults, pinned below `pin_dir`.
     pub fn new(pin_dir: impl Into<PathBuf>) -> Self {
-        Self { pin_dir: pin_dir.into(), sizes: MapSizes::default(), features: Features::default() }
+        Self {
+            pin_dir: pin_dir.into(),
+            sizes: MapSizes::default(),
+            features: Features::default(),
+            events_per_second: 1000,
+        }
     }
 }
 
@@ -134,6 +141,7 @@ pub struct Datapath {
     version_dir: PathBuf,
     maps: Maps,
     policies: Policies,
+    reading: events::Reading,
     ebpf: Mutex<Ebpf>,
 }
 
@@ -158,7 +166,14 @@ impl Datapath {
     /// The directory is not on a BPF file system, or the kernel refuses: see [`DatapathError`].
     pub fn open(config: DatapathConfig) -> Result<Self, DatapathError> {
         let load::Loaded { ebpf, maps, policies, version_dir } = load::load(&config)?;
-        Ok(Self { config, version_dir, maps, policies, ebpf: Mutex::new(ebpf) })
+        Ok(Self {
+            config,
+            version_dir,
+            maps,
+            policies,
+            reading: events::Reading::default(),
+            ebpf: Mutex::new(ebpf),
+        })
     }
 
     /// Makes changes, in the order that [`ops`] explains and in batches. One result per operation, in the list's order.

@@ -19,7 +19,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use isthmus_bpf_abi::{Addr, Endpoint, PolicyEntry, PolicyKey, endpoint_flags, maps};
+use isthmus_bpf_abi::{
+    Addr, Endpoint, PolicyCtEntry, PolicyCtKey, PolicyEntry, PolicyKey, endpoint_flags, maps,
+};
 
 use super::Datapath;
 use super::error::{DatapathError, OpError};
@@ -30,6 +32,8 @@ use super::sys;
 pub(super) const ENTRIES_FLAG: &str = "--policy-map-max";
 /// The one that sets how many endpoints there may be.
 pub(super) const ENDPOINTS_FLAG: &str = "--bpf-map-endpoints";
+/// The one that sets how many flows are remembered.
+pub(super) const FLOWS_FLAG: &str = "--bpf-map-policy-flows";
 
 /// In which directions an endpoint's policy is enforced: what it does not allow there is dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -227,6 +231,24 @@ impl Datapath {
         self.policies.raise_epoch()
     }
 
+    /// The flows that are remembered, with what was decided about them.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn policy_flows(&self) -> Result<Vec<(PolicyCtKey, PolicyCtEntry)>, DatapathError> {
+        self.policies.flows.entries()
+    }
+
+    /// Forgets all flows: each begins anew with its next packet, whichever side sends it.
+    ///
+    /// # Errors
+    /// The map cannot be read or changed.
+    pub fn forget_flows(&self) -> Result<(), DatapathError> {
+        let keys: Vec<_> = self.policy_flows()?.into_iter().map(|(key, _)| key).collect();
+        let deleted = self.policies.flows.delete(&keys).into_iter().collect::<Result<(), _>>();
+        deleted.map_err(|error| self.policies.kernel("forgetting flows", io::Error::other(error)))
+    }
+
     /// The epoch; 0 as long as no endpoint was ever known.
     ///
     /// # Errors
@@ -241,6 +263,7 @@ impl Datapath {
 pub(super) struct Policies {
     endpoints: Map<u32, Endpoint>,
     epoch: Map<u32, u32>,
+    flows: Map<PolicyCtKey, PolicyCtEntry>,
     /// The array of maps.
     array: OwnedFd,
     /// Entries that one endpoint's map has room for.
@@ -261,6 +284,7 @@ impl Policies {
     pub(super) fn open(
         endpoints: Map<u32, Endpoint>,
         epoch: Map<u32, u32>,
+        flows: Map<PolicyCtKey, PolicyCtEntry>,
         array: OwnedFd,
         capacity: u32,
     ) -> Result<Self, DatapathError> {
@@ -271,8 +295,14 @@ impl Policies {
                 *place = true;
             }
         }
-        let policies =
-            Self { endpoints, epoch, array, capacity, slots: Mutex::new(Slots { taken: taken.clone() }) };
+        let policies = Self {
+            endpoints,
+            epoch,
+            flows,
+            array,
+            capacity,
+            slots: Mutex::new(Slots { taken: taken.clone() }),
+        };
         // An agent that ended between two steps of a replacement has left a map behind.
         for place in (0..places).filter(|&place| !taken[place]) {
             policies.delete_inner(place as u32)?;

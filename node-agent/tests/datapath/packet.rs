@@ -136,18 +136,26 @@ impl Frame {
 
 /// An ICMP or ICMPv6 error from `router`, to the source of `about`, which it quotes as far as routers do at least.
 pub(crate) fn icmp_error(router: IpAddr, kind: u8, code: u8, about: &Frame) -> Vec<u8> {
-    let quoted = &about.bytes()[14..];
+    let kept = if router.is_ipv4() { 28 + about.options.len() } else { usize::MAX };
+    icmp_error_quoting(router, kind, code, about.source, &about.bytes()[14..], kept)
+}
+
+/// An error to `to` about an IP packet, of which the first bytes are quoted.
+pub(crate) fn icmp_error_quoting(
+    router: IpAddr,
+    kind: u8,
+    code: u8,
+    to: SocketAddr,
+    quoted: &[u8],
+    kept: usize,
+) -> Vec<u8> {
     let v4 = router.is_ipv4();
-    let kept = if v4 { 28 + about.options.len() } else { quoted.len() };
     let mut message = vec![kind, code, 0, 0, 0, 0, 5, 0x14];
     message.extend(&quoted[..kept.min(quoted.len())]);
     let outer = Frame {
         source: SocketAddr::new(router, 0),
-        destination: about.source,
-        protocol: if v4 { 1 } else { 58 },
-        options: Vec::new(),
-        extensions: Vec::new(),
-        ..about.clone()
+        destination: to,
+        ..Frame::new(if v4 { 1 } else { 58 }, "0.0.0.0:0", "0.0.0.0:0")
     };
     let pseudo = if v4 { Vec::new() } else { outer.pseudo_header(message.len()) };
     let sum = !checksum_of(&pseudo, &message);
