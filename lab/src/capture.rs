@@ -95,6 +95,11 @@ impl Packets {
         self.0.is_empty()
     }
 
+    /// All of them, each from its IP header on.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(Vec::as_slice).filter(|packet| !packet.is_empty())
+    }
+
     /// Those that hold these bytes, wherever they stand in them.
     pub fn with(&self, bytes: &[u8]) -> usize {
         self.0.iter().filter(|packet| packet.windows(bytes.len()).any(|window| window == bytes)).count()
