@@ -48,6 +48,8 @@ pub struct Engine {
     policies: BTreeMap<PolicyName, Policy>,
     rules: RuleNumbers,
     identities: Identities,
+    named_ports: HashMap<NumericIdentity, NamedPorts>,
+    /// The known identities that have some.
     with_names: BTreeSet<NumericIdentity>,
     peers: PeerTable,
     cidrs: Cidrs,
@@ -84,6 +86,7 @@ impl Engine {
             policies: BTreeMap::new(),
             rules: RuleNumbers::new(),
             identities: Identities::default(),
+            named_ports: HashMap::new(),
             with_names: BTreeSet::new(),
             peers: PeerTable::default(),
             cidrs: Cidrs::new(),
@@ -148,20 +151,15 @@ impl Engine {
         }
     }
 
-    /// The named ports of all pods of an identity, for egress rules; empty for none. Told of an identity that is not known,
-    /// it has no effect.
+    /// The named ports of all pods of an identity, for egress rules; empty for none. They may be told before the identity is.
     pub fn set_named_ports(&mut self, id: NumericIdentity, ports: NamedPorts) {
-        let Some(identity) = self.identities.get_mut(id).filter(|identity| identity.named_ports != ports)
-        else {
-            return;
+        let old = match ports.is_empty() {
+            true => self.named_ports.remove(&id),
+            false => self.named_ports.insert(id, ports.clone()),
         };
-        if ports.is_empty() {
-            self.with_names.remove(&id)
-        } else {
-            self.with_names.insert(id)
-        };
-        identity.named_ports = ports;
-        self.touch_peers_of(id);
+        if old.unwrap_or_default() != ports {
+            self.settle_named_ports(id, ports);
+        }
     }
 
     /// The labels of a namespace of the own cluster, or (none) that it is gone.
@@ -426,15 +424,32 @@ impl Engine {
         let fitting = self.peers.fitting(id, &identity, &self.settings.cluster);
         self.identities.insert(id, identity);
         self.refit(id, fitting);
+        if let Some(ports) = self.named_ports.get(&id).cloned() {
+            self.settle_named_ports(id, ports);
+        }
     }
 
     fn drop_identity(&mut self, id: NumericIdentity) {
         if self.identities.get(id).is_none() {
             return;
         }
-        self.set_named_ports(id, NamedPorts::new());
+        self.settle_named_ports(id, NamedPorts::new());
         self.refit(id, Vec::new());
         self.identities.remove(id);
+    }
+
+    fn settle_named_ports(&mut self, id: NumericIdentity, ports: NamedPorts) {
+        let Some(identity) = self.identities.get_mut(id).filter(|identity| identity.named_ports != ports)
+        else {
+            return;
+        };
+        if ports.is_empty() {
+            self.with_names.remove(&id)
+        } else {
+            self.with_names.insert(id)
+        };
+        identity.named_ports = ports;
+        self.touch_peers_of(id);
     }
 
     /// Other descriptions fit an identity now: tells them, and the endpoints that are concerned.
