@@ -45,7 +45,7 @@ use parking_lot::Mutex;
 
 pub use counters::Count;
 use handshakes::HandshakeThread;
-use lane::MessageBounds;
+pub use lane::MessageBounds;
 use shared::Shared;
 use tun::Tun;
 pub use tun::delete_interface;
@@ -64,6 +64,21 @@ pub struct DeviceOptions {
     /// Whether the interface goes when the device is closed. Otherwise whoever opens a device of this name next gets
     /// the same interface, with its index.
     pub ephemeral: bool,
+    /// How many messages one session may encrypt.
+    pub bounds: MessageBounds,
+}
+
+impl DeviceOptions {
+    /// One worker, an interface that stays, and the protocol's own bounds.
+    pub fn new(name: &str, mtu: u16) -> Self {
+        Self {
+            name: name.to_owned(),
+            mtu,
+            workers: NonZeroUsize::MIN,
+            ephemeral: false,
+            bounds: MessageBounds::PAPER,
+        }
+    }
 }
 
 /// An open device. It stops when dropped.
@@ -144,17 +159,13 @@ impl Device {
     /// # Errors
     /// [`DeviceError`] says what is missing.
     pub fn open(options: &DeviceOptions) -> Result<Self, DeviceError> {
-        Self::open_with(options, MessageBounds::PAPER)
-    }
-
-    fn open_with(options: &DeviceOptions, bounds: MessageBounds) -> Result<Self, DeviceError> {
         if !is_interface_name(&options.name) {
             return Err(DeviceError::BadName(options.name.clone()));
         }
         let workers = options.workers.get();
         let tun = Tun::open(options)?;
         let sockets = Sockets::open(0, workers, 0).map_err(DeviceError::Socket)?;
-        let shared = Arc::new(Shared::new(tun, usize::from(options.mtu), sockets, bounds));
+        let shared = Arc::new(Shared::new(tun, usize::from(options.mtu), sockets, options.bounds));
         let mut device =
             Self { shared, wakes: Vec::new(), threads: Vec::new(), configuration: Mutex::default() };
         for number in 0..workers {

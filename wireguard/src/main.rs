@@ -113,12 +113,12 @@ fn serve(run: Run) -> anyhow::Result<()> {
     runtime.block_on(async {
         let shutdown = shutdown_on_signal()?;
         let server = Server::bind(&run.uapi_dir, &run.interface)?;
-        let device = Arc::new(Device::open(&DeviceOptions {
-            name: run.interface,
-            mtu: run.mtu,
+        let options = DeviceOptions {
             workers: run.threads.unwrap_or_else(default_threads),
             ephemeral: run.ephemeral,
-        })?);
+            ..DeviceOptions::new(&run.interface, run.mtu)
+        };
+        let device = Arc::new(Device::open(&options)?);
         let mut endpoints = Endpoints::new(shutdown.clone());
         let registry = Arc::new(metrics::registry(Arc::clone(&device)));
         let metrics = endpoints.metrics(run.metrics_address, registry).await?;

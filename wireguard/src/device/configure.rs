@@ -166,7 +166,11 @@ impl Device {
             update.preshared_key.clone().apply_to(&mut state.preshared);
             if state.preshared != before {
                 // Sessions stand; handshakes are agreed with the new one from now on.
+                let had_session = state.can_send();
                 state.lanes_mut().for_each(super::lane::Lane::retire);
+                if had_session && state.endpoint.is_some() {
+                    self.shared.want_handshake(peer, state);
+                }
             }
         }
         if let Some(endpoint) = update.endpoint {
@@ -184,7 +188,7 @@ impl Device {
             state.keepalive = (seconds != 0).then_some(interval);
             // The first is due at once, so that the peer learns where we are.
             state.last_traffic = Instant::now().checked_sub(interval).unwrap_or(state.last_traffic);
-            self.shared.want_handshake_or_timer(peer, state);
+            self.shared.want_look(peer, state);
         }
     }
 
@@ -259,15 +263,6 @@ impl Device {
     }
 }
 
-impl Shared {
-    /// Has the handshake thread look at a peer whose timers may have begun to matter.
-    fn want_handshake_or_timer(&self, peer: &Arc<Peer>, state: &mut PeerState) {
-        if state.keepalive.is_some() && state.endpoint.is_some() {
-            self.want_handshake(peer, state);
-        }
-    }
-}
-
 fn has(identity: Option<&Arc<Identity>>, key: &PrivateKey) -> bool {
     identity.is_some_and(|identity| identity.private() == key)
 }
@@ -290,11 +285,11 @@ fn change_lanes(shared: &Shared, peer: &Peer, before: &Identities, after: &Ident
         // What was agreed under the key before goes on receiving until it is over.
         state.lanes_mut().filter(|lane| is(lane, &before.current)).for_each(super::lane::Lane::retire);
     }
+    // A key that was replaced at once, and not by one that had been announced, is not to be used any more.
+    let replaced = !promoted && !same(before.current.as_ref(), after.current.as_ref());
     let gone = state.remove_lanes(|lane| {
         let stays = is(lane, &after.current) || is(lane, &after.next);
-        // A key that was replaced at once, and not by one that had been announced, is not to be used any more.
-        !stays && !(promoted && is(lane, &before.current)) && !lane.is_retired()
-            || (!promoted && is(lane, &before.current) && !is(lane, &after.current))
+        !stays && (replaced || !lane.is_retired())
     });
     shared.table.remove_lanes(&gone);
 }

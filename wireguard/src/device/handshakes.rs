@@ -177,11 +177,14 @@ impl HandshakeThread {
     /// Packets wait for this peer, or it was configured.
     fn begin(&mut self, peer: &Arc<Peer>) {
         let mut state = peer.state.lock();
-        state.handshake_asked = false;
+        state.look_asked = false;
+        let handshake = std::mem::take(&mut state.handshake_asked);
         if state.removed {
             return;
         }
-        self.initiate(peer, &mut state);
+        if handshake {
+            self.initiate(peer, &mut state);
+        }
         self.wake(peer, &mut state);
     }
 

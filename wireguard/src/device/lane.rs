@@ -30,16 +30,17 @@ pub(crate) const HANDSHAKE_MAX: usize = 148;
 const SESSION_LIFE: Duration = Duration::from_secs(181);
 
 /// How many messages one key may encrypt (WireGuard paper, section 6).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MessageBounds {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageBounds {
     /// After so many a new session is agreed.
-    pub(crate) rekey: u64,
+    pub rekey: u64,
     /// After so many none is sent or taken any more.
-    pub(crate) reject: u64,
+    pub reject: u64,
 }
 
 impl MessageBounds {
-    pub(crate) const PAPER: Self = Self { rekey: 1 << 60, reject: u64::MAX - (1 << 13) };
+    /// Those of the protocol: 2^60, and 2^64 - 2^13 - 1.
+    pub const PAPER: Self = Self { rekey: 1 << 60, reject: u64::MAX - (1 << 13) };
 }
 
 /// A conversation under one of our keys.

@@ -49,7 +49,9 @@ pub(crate) struct PeerState {
     /// The peer that takes over from this one.
     pub(crate) successor: Option<Weak<Peer>>,
     pub(crate) last_traffic: Instant,
-    /// A worker has asked for a handshake and it has not begun.
+    /// The handshake thread has been asked to look at it and has not yet, ...
+    pub(crate) look_asked: bool,
+    /// ... and to begin a handshake.
     pub(crate) handshake_asked: bool,
     /// It is in the timer wheel.
     pub(crate) in_wheel: bool,
@@ -81,6 +83,7 @@ impl Peer {
             predecessor: None,
             successor: None,
             last_traffic: Instant::now(),
+            look_asked: false,
             handshake_asked: false,
             in_wheel: false,
             removed: false,

@@ -101,8 +101,14 @@ impl Shared {
 
     /// Asks the handshake thread for a handshake with this peer, once.
     pub(crate) fn want_handshake(&self, peer: &Arc<Peer>, state: &mut PeerState) {
-        if !state.handshake_asked {
-            state.handshake_asked = true;
+        state.handshake_asked = true;
+        self.want_look(peer, state);
+    }
+
+    /// Has the handshake thread look at a peer whose timers may have begun to matter.
+    pub(crate) fn want_look(&self, peer: &Arc<Peer>, state: &mut PeerState) {
+        if !state.look_asked {
+            state.look_asked = true;
             self.inbox.want(Arc::clone(peer));
         }
     }

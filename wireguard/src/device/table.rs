@@ -116,9 +116,11 @@ impl Table {
 /// What a worker remembers of a [`Table`]. An entry is overwritten by the next key that falls on its place.
 pub(crate) struct TableCache {
     generation: u64,
-    owners: Box<[Option<(IpAddr, Arc<Peer>)>]>,
-    sessions: Box<[Option<(u32, Arc<Peer>)>]>,
+    owners: Entries<IpAddr>,
+    sessions: Entries<u32>,
 }
+
+type Entries<Key> = Box<[Option<(Key, Arc<Peer>)>]>;
 
 impl TableCache {
     const OWNERS: usize = 1024;
