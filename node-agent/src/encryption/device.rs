@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use isthmus_wireguard::config::{AllowedIp, DeviceState, PeerUpdate, PublicKey};
 
 use super::peers::{Peer, Peers};
+use super::rotation::Sessions;
 use crate::mesh::NodeId;
 use crate::mesh::fact::Moment;
 
@@ -198,6 +199,17 @@ impl Device {
     pub fn is_calm(&self) -> bool {
         let succession = |assigned: &Assigned| matches!(assigned, Assigned::Succession { .. });
         self.greeted.is_empty() && self.departing.is_empty() && !self.nodes.values().any(succession)
+    }
+
+    /// The nodes with which the device has sessions, and the own public keys under which. Former peers do not count.
+    pub fn sessions(&self, state: &DeviceState) -> Sessions {
+        let mut sessions = Sessions::new();
+        for peer in &state.peers {
+            if let (Some(node), Some(key)) = (self.users.get(&peer.public_key), peer.session_key) {
+                sessions.entry(node.clone()).or_default().insert(key);
+            }
+        }
+        sessions
     }
 
     /// Whether what an earlier run left in the device has been removed.

@@ -9,12 +9,14 @@
 //! The kernel's device has one key at a time: it goes from `Prepared` to `Idle` in one step, and the other nodes' packets
 //! are lost until they have read the new key.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use isthmus_wireguard::config::{DeviceState, PrivateKey, PublicKey};
+use isthmus_wireguard::config::{PrivateKey, PublicKey};
 
 use super::device::REJECT_AFTER;
 use super::key_file::NodeKey;
+use crate::mesh::NodeId;
 use crate::mesh::fact::Moment;
 
 /// A node that has no session now may begin one with the old key until it has read the new one.
@@ -40,6 +42,10 @@ pub enum Rotation {
         since: Moment,
     },
 }
+
+/// Nodes that this one has a session with, and the own public keys under which. There are two while the other node
+/// exchanges its key, too.
+pub type Sessions = BTreeMap<NodeId, BTreeSet<PublicKey>>;
 
 /// How many peers have gone over to the next key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -88,26 +94,24 @@ impl Rotation {
         }
     }
 
-    /// How far the others are, by the device's sessions.
-    pub fn switched(&self, state: &DeviceState) -> Switched {
+    /// How far the others are.
+    pub fn switched(&self, sessions: &Sessions) -> Switched {
         let Some(next) = self.next().map(|next| next.key.public_key()) else { return Switched::default() };
-        let sessions = || state.peers.iter().filter_map(|peer| peer.session_key);
-        Switched { done: sessions().filter(|key| *key == next).count(), of: sessions().count() }
+        let done = sessions.values().filter(|keys| keys.contains(&next)).count();
+        Switched { done, of: sessions.len() }
     }
 
     /// Whether the next key can take the present one's place.
-    pub fn is_complete(&self, state: &DeviceState, now: Moment) -> bool {
+    pub fn is_complete(&self, sessions: &Sessions, now: Moment) -> bool {
         let Self::Switching { since, .. } = self else { return false };
         let elapsed = now.0.saturating_sub(since.0);
-        let switched = self.switched(state);
+        let switched = self.switched(sessions);
         elapsed >= LONGEST || (elapsed >= SHORTEST && switched.done == switched.of)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use isthmus_wireguard::config::PeerState;
-
     use super::*;
 
     fn next() -> NodeKey {
@@ -118,12 +122,12 @@ mod tests {
         Moment(Duration::from_secs(seconds))
     }
 
-    fn sessions(keys: &[Option<&PrivateKey>]) -> DeviceState {
-        let peer = |(number, key): (usize, &Option<&PrivateKey>)| PeerState {
-            session_key: key.map(PrivateKey::public_key),
-            ..PeerState::new(PublicKey::new([number as u8; 32]))
+    fn sessions(nodes: &[&[&PrivateKey]]) -> Sessions {
+        let node = |(number, keys): (usize, &&[&PrivateKey])| {
+            let id = NodeId { cluster: 0, name: number.to_string().into() };
+            (id, keys.iter().map(|key| key.public_key()).collect())
         };
-        DeviceState { peers: keys.iter().enumerate().map(peer).collect(), ..DeviceState::default() }
+        nodes.iter().enumerate().map(node).collect()
     }
 
     #[test]
@@ -139,10 +143,10 @@ mod tests {
         assert!(matches!(rotation, Rotation::Announcing(_)), "that is the old one");
         rotation.shown(next.key.public_key(), at(2));
 
-        let half = sessions(&[Some(&next.key), Some(&current), None]);
+        let half = sessions(&[&[&next.key], &[&current]]);
         assert_eq!(rotation.switched(&half), Switched { done: 1, of: 2 });
         assert!(!rotation.is_complete(&half, at(100)));
-        let all = sessions(&[Some(&next.key), Some(&next.key), None]);
+        let all = sessions(&[&[&next.key], &[&current, &next.key]]);
         assert!(!rotation.is_complete(&all, at(3)), "who has no session may not have read it yet");
         assert!(rotation.is_complete(&all, at(7)));
     }
@@ -151,7 +155,7 @@ mod tests {
     fn a_peer_that_cannot_be_reached_holds_it_up_for_as_long_as_its_session_may_live() {
         let (current, next) = (PrivateKey::generate(), next());
         let rotation = Rotation::Switching { next, since: at(10) };
-        let stuck = sessions(&[Some(&current)]);
+        let stuck = sessions(&[&[&current]]);
         assert!(!rotation.is_complete(&stuck, at(10 + 189)));
         assert!(rotation.is_complete(&stuck, at(10 + 190)));
     }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::device::{Circumstances, Device, address_of};
 use super::key_file::{KeyFileError, KeyFiles, NodeKey};
 use super::publication::{OwnNode, RotationReport, RotationState, Wanted};
-use super::rotation::Rotation;
+use super::rotation::{Rotation, Sessions};
 use super::shared::SharedPeers;
 use super::status::{EncryptionStatus, PeerStatus, RefusedKeyStatus};
 use super::underlay;
@@ -349,7 +349,7 @@ impl Task {
     }
 
     fn report_rotation(&mut self, state: &DeviceState) {
-        let switched = self.rotation.switched(state);
+        let switched = self.rotation.switched(&self.sessions(state));
         if let Some(next) = self.rotation.next() {
             self.report = Some(RotationReport {
                 id: next.rotation.clone(),
@@ -360,6 +360,10 @@ impl Task {
                 message: None,
             });
         }
+    }
+
+    fn sessions(&self, state: &DeviceState) -> Sessions {
+        self.device.as_ref().map(|device| device.sessions(state)).unwrap_or_default()
     }
 
     fn publish(&self) {
@@ -409,7 +413,7 @@ impl Task {
         }
         if let Rotation::Switching { next, .. } = self.rotation.clone() {
             self.report_rotation(&state);
-            if self.rotation.is_complete(&state, self.now()) {
+            if self.rotation.is_complete(&self.sessions(&state), self.now()) {
                 self.promote(session, &next).await?;
             }
             self.publish();
