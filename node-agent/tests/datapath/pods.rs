@@ -19,12 +19,12 @@ use crate::model::{Model, socket_addr};
 use crate::sandbox::{DEADLINE, Namespace, Sandbox, ip, sandbox};
 use crate::sockets::{Server, ask_tcp, ask_udp, backend_of, udp_socket};
 
-const SERVICES: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
+pub(crate) const SERVICES: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
 
 pub(crate) struct Pod {
     pub(crate) namespace: Namespace,
     pub(crate) host_index: u32,
-    number: u32,
+    pub(crate) number: u32,
 }
 
 impl Pod {
@@ -66,7 +66,7 @@ impl Pod {
 pub(crate) struct Served<'a> {
     pod: &'a Pod,
     server: Option<Server>,
-    addr: String,
+    pub(crate) addr: String,
 }
 
 impl Drop for Served<'_> {
@@ -78,7 +78,7 @@ impl Drop for Served<'_> {
 }
 
 /// A client and two other pods, on a node that forwards.
-fn node(sandbox: &Sandbox, features: Features) -> (Datapath, [Pod; 3]) {
+pub(crate) fn node(sandbox: &Sandbox, features: Features) -> (Datapath, [Pod; 3]) {
     for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         fs::write(format!("/proc/sys/net/{setting}"), "1").expect("forwarding");
     }
