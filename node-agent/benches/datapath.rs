@@ -23,20 +23,27 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
-use isthmus_bpf_abi::{Backend, Counter, Protocol, SlotKey};
-use isthmus_node_agent::datapath::{Datapath, MapOp, PacketProgram};
+use isthmus_bpf_abi::{
+    Backend, Counter, Direction, IpcacheEntry, IpcacheKey, PolicyEntry, PolicyKey, Protocol, SlotKey,
+    policy_flags,
+};
+use isthmus_node_agent::datapath::{
+    AtFirst, Datapath, EndpointSettings, Enforcement, MapOp, PacketContext, PacketProgram,
+};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
 
 use model::Model;
-use packet::{ACK, Frame};
+use packet::{ACK, Frame, SYN};
 use sandbox::sandbox;
 
 const ROUNDS: u32 = 200_000;
 const SAMPLES: usize = 15;
 const SOCKETS: usize = 500;
 const ENTRIES: u32 = 100_000;
+/// Identities that the measured policy allows, each with an address.
+const IDENTITIES: u32 = 10_000;
 
 fn main() {
     // `cargo test --benches` calls it with this; there is nothing to test.
@@ -47,6 +54,13 @@ fn main() {
     sandbox(|sandbox| {
         let datapath = sandbox.datapath_with(|config| config.sizes.backends = 2048);
         packets(&datapath, &mut report.lock().expect("no panic before"));
+    });
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath_with(|config| {
+            config.sizes.ipcache = 2 * IDENTITIES;
+            config.sizes.policy_entries = 2 * IDENTITIES;
+        });
+        policies(&datapath, &mut report.lock().expect("no panic before"));
     });
     sandbox(|sandbox| connects(sandbox, &mut report.lock().expect("no panic before")));
     sandbox(|sandbox| {
@@ -95,14 +109,76 @@ fn packets(datapath: &Datapath, report: &mut Report) {
     }
 }
 
+/// A pod with a policy of many identities. What begins no flow and belongs to none (SYN and ACK of a connection that nobody
+/// has begun) is looked up every time; the rows are of whole programs, with a miss in the services.
+fn policies(datapath: &Datapath, report: &mut Report) {
+    const POD: u32 = 1;
+    const FIRST: u32 = 131_072;
+    let ingress = Enforcement { ingress: true, egress: false };
+    let entry = |flags| PolicyEntry { flags, rule: 16, ..PolicyEntry::default() };
+    let peer = |number: u32| Ipv4Addr::from(0x0a10_0000 + number);
+    let known: Vec<_> = (0..IDENTITIES)
+        .map(|number| MapOp::PutIpcache {
+            key: IpcacheKey::host(peer(number).into()),
+            entry: IpcacheEntry { identity: FIRST + number, ..IpcacheEntry::default() },
+        })
+        .collect();
+    assert!(datapath.apply(&known).iter().all(Result::is_ok));
+    let (own, remote) = ("10.0.1.2:8080", SocketAddr::from((peer(77), 40_000)).to_string());
+    let [established, alone] = [ACK, SYN | ACK].map(|flags| Frame::tcp(&remote, own, flags));
+    let sent = Frame::tcp(own, &remote, ACK);
+    let to_pod = |frame| {
+        let context = PacketContext { ingress_ifindex: 77, ..PacketContext::default() };
+        run_in(datapath, PacketProgram::ToPod, context, frame)
+    };
+    let mut row = |what: &str, value| report.add(&format!("policy: {what}"), "ns/packet", None, value);
+    row("no endpoint known, to pod", to_pod(&established));
+    row("no endpoint known, from pod", run(datapath, PacketProgram::FromPod, &sent));
+    let settings = EndpointSettings {
+        identity: 66_000,
+        ipv4: Some(Ipv4Addr::new(10, 0, 1, 2)),
+        ..EndpointSettings::default()
+    };
+    datapath.put_endpoint(POD, &settings, AtFirst::Pass).expect("an endpoint");
+    row("endpoint without a policy, to pod", to_pod(&established));
+    row("endpoint without a policy, from pod", run(datapath, PacketProgram::FromPod, &sent));
+    let mut entries: Vec<_> = (0..IDENTITIES)
+        .map(|number| (PolicyKey::ports(FIRST + number, Direction::Ingress, 6, 8080, 16), entry(0)))
+        .collect();
+    let started = Instant::now();
+    datapath.replace_policy(POD, ingress, &entries).expect("a policy");
+    let replaced = started.elapsed();
+    row("established, to pod", to_pod(&established));
+    row("established, answer from pod", run(datapath, PacketProgram::FromPod, &sent));
+    datapath.forget_flows().expect("no flows");
+    row("10,000 identities, allow", to_pod(&alone));
+    entries[77].1 = entry(policy_flags::DENY);
+    datapath.replace_policy(POD, ingress, &entries).expect("a policy");
+    row("10,000 identities, deny", to_pod(&alone));
+    entries.remove(77);
+    datapath.replace_policy(POD, ingress, &entries).expect("a policy");
+    row("10,000 identities, miss", to_pod(&alone));
+    let started = Instant::now();
+    const UPDATES: u32 = 1000;
+    for number in 0..UPDATES {
+        let key = PolicyKey::any(1 + number, Direction::Ingress);
+        datapath.update_policy(POD, &[(key, entry(0))], &[]).expect("an update");
+    }
+    let updated = started.elapsed() / UPDATES;
+    report.add("policy: replace 10,000 entries", "ms", None, replaced.as_secs_f64() * 1e3);
+    report.add("policy: one more identity in place", "µs", None, updated.as_secs_f64() * 1e6);
+}
+
 fn run(datapath: &Datapath, program: PacketProgram, frame: &Frame) -> f64 {
+    run_in(datapath, program, PacketContext::default(), frame)
+}
+
+fn run_in(datapath: &Datapath, program: PacketProgram, context: PacketContext, frame: &Frame) -> f64 {
     let mut frame = frame.clone();
     frame.payload = vec![0; 64];
     let bytes = frame.bytes();
-    median(
-        (0..SAMPLES)
-            .map(|_| f64::from(datapath.test_run(program, &bytes, ROUNDS).expect("a test run").nanoseconds)),
-    )
+    let once = || datapath.test_run_in(program, &bytes, context, ROUNDS).expect("a test run");
+    median((0..SAMPLES).map(|_| f64::from(once().nanoseconds)))
 }
 
 /// Fresh sockets connect one after the other; only `connect()` is timed. A round is the mean of many.
