@@ -24,6 +24,8 @@ mod inbox;
 mod lane;
 mod limiter;
 mod outbound;
+#[cfg(test)]
+mod paper;
 mod peer;
 mod shared;
 mod table;
