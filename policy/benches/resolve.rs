@@ -8,6 +8,7 @@
 //! there.
 #![allow(clippy::print_stdout, missing_docs)]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -50,11 +51,18 @@ fn main() {
     report.add("resolve all of it for 100 endpoints", "ms", None, milliseconds(median(whole)));
     entries(&changes, &mut report);
 
-    // Of an app that exists: selected by what selects its like.
-    let known = |engine: &mut Engine, on: bool| one_identity(engine, labels(7, 1, 2), on);
+    // A new version of an app: labels that nobody else has, selected by what selects its like.
+    let version = Cell::new(0);
+    let known = |engine: &mut Engine, on: bool| {
+        let mut labels = labels(3, 1, 7);
+        version.set(version.get() + u32::from(on));
+        labels.insert_k8s("version", &version.get().to_string()).expect("valid");
+        one_identity(engine, labels, on)
+    };
     let (added, touched) =
         sample(&mut engine, |engine| known(engine, true), |engine| drop(known(engine, false)));
     report.add("one new identity", "us", Some(1000.0), microseconds(added));
+    assert!(touched > 0.0 && touched < 10.0, "{touched} endpoints: those that select it, and no others");
     report.add("endpoints that it touches", "", None, touched);
     let (removed, _) = sample(&mut engine, |engine| known(engine, false), |engine| drop(known(engine, true)));
     report.add("one identity gone", "us", Some(1000.0), microseconds(removed));

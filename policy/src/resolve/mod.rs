@@ -258,6 +258,16 @@ impl Engine {
         self.rules.origin(rule)
     }
 
+    /// The labels of an identity: of any cluster, reserved, or this node's own for a prefix.
+    pub fn labels(&self, id: NumericIdentity) -> Option<&Arc<Labels>> {
+        self.identities.get(id).map(|identity| &identity.labels)
+    }
+
+    /// All identities with their labels, in no order. Grows with the mesh.
+    pub fn identities(&self) -> impl Iterator<Item = (NumericIdentity, &Arc<Labels>)> {
+        self.identities.iter().map(|(id, identity)| (id, &identity.labels))
+    }
+
     /// How many endpoints of this node a policy selects.
     pub fn selected_by(&self, policy: &PolicyName) -> usize {
         let selects = |class: &&Class| class.rules.iter().any(|(name, _)| name == policy);

@@ -42,6 +42,11 @@ impl Node {
         node
     }
 
+    /// Whether all of its policies are enforced as written: what is left of one need not be.
+    pub(crate) fn can_be_of(world: &World) -> bool {
+        world.policies.iter().all(|policy| parse::policy(&name(policy), &policy.specs).problems.is_empty())
+    }
+
     pub(crate) fn empty(world: &World) -> Self {
         let mut settings = Settings::new(world.cluster.parse().expect("a name of a cluster"));
         settings.policy_default_local_cluster = world.default_local_cluster;

@@ -129,7 +129,8 @@ fn reserved_label(names: &[&str], key: &str) -> Option<&'static str> {
     (matches!(source, None | Some("reserved")) && names.contains(&key)).then_some("")
 }
 
-/// A Service by name or by its labels stands for the pods that it selects, in its own namespace and cluster.
+/// A Service by name or by its labels stands for the pods that it selects: its selector is one of endpoints in its
+/// namespace.
 fn is_behind(world: &World, namespace: Option<&str>, peer: &Value, pod: &Pod) -> bool {
     let (by_name, by_label) = (peer.get("k8sService"), peer.get("k8sServiceSelector"));
     world.services.iter().any(|service| {
@@ -152,7 +153,7 @@ fn is_behind(world: &World, namespace: Option<&str>, peer: &Value, pod: &Pod) ->
                 })
         });
         (named || labelled)
-            && pod.cluster() == world.cluster
+            && (!world.default_local_cluster || pod.cluster() == world.cluster)
             && pod.namespace() == service.namespace
             && !service.selector.is_empty()
             && service.selector.iter().all(|(key, value)| pod.label(key) == Some(value))
