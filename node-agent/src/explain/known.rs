@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_policy::{Engine, RuleOrigin};
-use isthmus_wire::Labels;
+use ipnet::IpNet;
+use isthmus_policy::{Engine, RuleId, RuleOrigin};
+use isthmus_wire::{Labels, NumericIdentity};
 
-use super::{Knowledge, LocalPod};
+use super::{Knowledge, LocalPod, has_all};
+use crate::desired::ipcache;
 use crate::events::{Directory, PodName};
 use crate::mesh::reserved;
 use crate::reconcile::Reconciler;
@@ -26,7 +28,7 @@ impl<'a> Known<'a> {
 
 impl Directory for Known<'_> {
     fn labels(&self, identity: u32) -> Option<Arc<Labels>> {
-        reserved_labels(identity)
+        self.engine_itself().labels(NumericIdentity(identity)).cloned()
     }
 
     fn cluster(&self, identity: u32) -> Option<Arc<str>> {
@@ -35,12 +37,13 @@ impl Directory for Known<'_> {
         mesh.cluster_name(if id == mesh.own().id { 0 } else { id }).cloned()
     }
 
-    fn pod(&self, _address: IpAddr) -> Option<PodName> {
-        None
+    fn pod(&self, address: IpAddr) -> Option<PodName> {
+        let (_, endpoint) = self.reconciler.policies().endpoint_at(address)?;
+        pod_name(&endpoint.pod)
     }
 
-    fn rule(&self, _rule: u32) -> Option<RuleOrigin> {
-        None
+    fn rule(&self, rule: u32) -> Option<RuleOrigin> {
+        self.engine_itself().origin(RuleId(rule)).cloned()
     }
 }
 
@@ -49,39 +52,55 @@ impl Knowledge for Known<'_> {
         &self.reconciler.mesh().own().cluster
     }
 
-    fn engine(&self) -> Option<&Engine> {
-        None
+    fn engine(&self) -> &Engine {
+        self.engine_itself()
     }
 
     fn local_pods(&self) -> Vec<LocalPod> {
-        Vec::new()
+        let endpoints = self.reconciler.policies().local_endpoints();
+        endpoints
+            .filter_map(|(id, endpoint)| {
+                let PodName { namespace, name } = pod_name(&endpoint.pod)?;
+                let identity = endpoint.addresses.iter().find_map(|address| {
+                    let resolved = self.reconciler.mesh().resolve(IpNet::from(*address))?;
+                    (resolved.cluster == 0).then_some(resolved.identity)
+                });
+                Some(LocalPod {
+                    id,
+                    namespace,
+                    name,
+                    addresses: endpoint.addresses.clone(),
+                    identity: identity.unwrap_or(0),
+                    named_ports: endpoint.subject.named_ports.clone(),
+                })
+            })
+            .collect()
     }
 
-    fn identity_at(&self, _address: IpAddr) -> u32 {
-        reserved::WORLD
+    fn identity_at(&self, address: IpAddr) -> u32 {
+        let widest = IpNet::from(address).max_prefix_len();
+        (0..=widest)
+            .rev()
+            .filter_map(|len| IpNet::new(address, len).ok())
+            .find_map(|prefix| {
+                ipcache::wanted(self.reconciler.mesh(), self.reconciler.policies(), prefix.trunc())
+            })
+            .map_or(reserved::WORLD, |entry| entry.identity)
     }
 
-    fn identity_with(&self, _labels: &[(String, String)]) -> Option<u32> {
-        None
+    fn identity_with(&self, wanted: &[(String, String)]) -> Option<u32> {
+        let all = self.engine_itself().identities();
+        all.filter(|(_, labels)| has_all(labels, wanted)).map(|(id, _)| id.0).min()
     }
 }
 
-/// Labels of identities that are the same in every cluster. A node with the Kubernetes API is a node all the same.
-fn reserved_labels(identity: u32) -> Option<Arc<Labels>> {
-    let names: &[&str] = match identity {
-        1 => &["host"],
-        2 => &["world"],
-        3 => &["unmanaged"],
-        4 => &["health"],
-        5 => &["init"],
-        6 => &["remote-node"],
-        7 => &["kube-apiserver", "remote-node"],
-        8 => &["ingress"],
-        9 => &["world-ipv4"],
-        10 => &["world-ipv6"],
-        _ => return None,
-    };
-    let mut labels = Labels::new();
-    names.iter().try_for_each(|name| labels.insert("reserved", name, "")).ok()?;
-    Some(Arc::new(labels))
+impl<'a> Known<'a> {
+    fn engine_itself(&self) -> &'a Engine {
+        self.reconciler.policies().engine()
+    }
+}
+
+fn pod_name(pod: &str) -> Option<PodName> {
+    let (namespace, name) = pod.split_once('/')?;
+    Some(PodName { namespace: namespace.into(), name: name.into() })
 }

@@ -22,8 +22,8 @@ use crate::events::Directory;
 pub trait Knowledge: Directory {
     /// Name of the own cluster.
     fn own_cluster(&self) -> &str;
-    /// The engine; none while policies are not enforced at all.
-    fn engine(&self) -> Option<&Engine>;
+    /// The engine that fills the maps.
+    fn engine(&self) -> &Engine;
     /// Pods of this node with an address of their own.
     fn local_pods(&self) -> Vec<LocalPod>;
     /// The identity that the programs take an address for.
@@ -130,13 +130,7 @@ pub fn explain(node: &str, asked: &Asked, known: &dyn Knowledge) -> Answer {
     }
 }
 
-fn side(
-    engine: Option<&Engine>,
-    pod: &LocalPod,
-    direction: Direction,
-    peer: u32,
-    port: AnsweredPort,
-) -> Side {
+fn side(engine: &Engine, pod: &LocalPod, direction: Direction, peer: u32, port: AnsweredPort) -> Side {
     let question = Question {
         endpoint: pod.id,
         direction,
@@ -144,14 +138,14 @@ fn side(
         protocol: port.protocol,
         port: port.port,
     };
-    let Some(engine) = engine else {
-        return unrestricted("policies are not enforced on this node");
-    };
     let Some(explained) = engine.explain(&question) else {
         return Side {
             allowed: false,
             enforced: true,
-            ..unrestricted("the pod's rules are not known yet: until they are, nothing passes")
+            reason: "the pod's rules are not known yet: until they are, nothing passes".to_owned(),
+            rule: None,
+            matching: Vec::new(),
+            default_deny_by: Vec::new(),
         };
     };
     let words = |origins: &[isthmus_policy::RuleOrigin]| origins.iter().map(ToString::to_string).collect();
@@ -166,17 +160,6 @@ fn side(
         rule: explained.origin.as_ref().map(ToString::to_string),
         matching: words(&explained.matching),
         default_deny_by: explained.default_deny_by.iter().map(ToString::to_string).collect(),
-    }
-}
-
-fn unrestricted(reason: &str) -> Side {
-    Side {
-        allowed: true,
-        enforced: false,
-        reason: reason.to_owned(),
-        rule: None,
-        matching: Vec::new(),
-        default_deny_by: Vec::new(),
     }
 }
 
