@@ -15,6 +15,8 @@
 mod checksum;
 mod configure;
 mod counters;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gro;
 mod gso;
 mod handshakes;
