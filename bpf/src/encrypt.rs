@@ -59,6 +59,71 @@ fn send(skb: *mut __sk_buff, settings: &Encryption) -> i32 {
     }
 }
 
+/// The last step of a packet that leaves the node by its network. A pod's packets come here in the clear while its own
+/// programs are not attached yet: what must go into the device still does, or nowhere.
+#[inline(always)]
+pub fn to_network(ctx: &TcContext) -> i32 {
+    let Some(settings) = ENCRYPTION.get(0) else { return TC_ACT_OK };
+    if settings.flags & encryption_flags::ON == 0 {
+        return TC_ACT_OK;
+    }
+    let way = match packet::family(ctx) {
+        Some(Family::V4) => ends_v4(ctx).map(|(from, to)| late_way::<true>(ctx, settings, &from, &to)),
+        Some(Family::V6) => ends_v6(ctx).map(|(from, to)| late_way::<false>(ctx, settings, &from, &to)),
+        None => None,
+    };
+    match way {
+        Some(Way::Device) => {
+            count(Counter::Encrypted);
+            // SAFETY: the helper takes numbers only.
+            unsafe { bpf_redirect(settings.ifindex, 0) as i32 }
+        }
+        Some(Way::Drop(reason)) => {
+            count(reason);
+            TC_ACT_SHOT
+        }
+        _ => TC_ACT_OK,
+    }
+}
+
+#[inline(always)]
+fn late_way<const V4: bool>(
+    ctx: &TcContext,
+    settings: &Encryption,
+    source: &Addr,
+    destination: &Addr,
+) -> Way {
+    // Most of what comes here is encrypted already, and for a node.
+    let Some(known) = ipcache::lookup::<V4>(destination) else { return Way::Plain };
+    let elsewhere = ipcache::is_elsewhere(known);
+    let has_key = elsewhere && known.key != 0;
+    let strict = settings.flags & encryption_flags::STRICT != 0;
+    let no_key = strict && (elsewhere || known.flags & ipcache_flags::STRICT_RANGE != 0);
+    if !(has_key || no_key) || !is_own_pod::<V4>(source) {
+        return Way::Plain;
+    }
+    if has_key && settings.ifindex != 0 && fits::<V4>(ctx, settings.mtu) {
+        return Way::Device;
+    }
+    Way::Drop(Counter::EncryptWithheld)
+}
+
+/// Whether the address is that of a pod of this node, as far as is known: one that has just started is known by its range.
+#[inline(always)]
+fn is_own_pod<const V4: bool>(addr: &Addr) -> bool {
+    const WORLD: u32 = 2;
+    const FIRST_POD: u32 = 256;
+    /// From here on identities stand for addresses outside, in policies.
+    const FIRST_CIDR: u32 = 1 << 24;
+    // SAFETY: the map is not preallocated, so an element that is found is not reused while the program runs.
+    if unsafe { LOCAL_PODS.get(addr) }.is_some() {
+        return true;
+    }
+    let Some(known) = ipcache::lookup::<V4>(addr) else { return false };
+    let is_pod = known.identity == WORLD || (known.identity >= FIRST_POD && known.identity < FIRST_CIDR);
+    is_pod && known.cluster == 0 && !ipcache::is_elsewhere(known)
+}
+
 /// The first step of a packet to a pod: in strict mode what another node's pod has sent in the clear is dropped. Its source
 /// may be anybody's.
 #[inline(always)]

@@ -59,6 +59,11 @@ pub fn tc_from_wire(ctx: TcContext) -> i32 {
     from_wire::from_wire(&ctx)
 }
 
+#[classifier]
+pub fn tc_to_network(ctx: TcContext) -> i32 {
+    encrypt::to_network(&ctx)
+}
+
 /// Does nothing: what the benchmark subtracts.
 #[classifier]
 pub fn tc_empty(_ctx: TcContext) -> i32 {

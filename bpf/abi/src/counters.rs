@@ -68,11 +68,13 @@ pub enum Counter {
     EventLimited = 31,
     /// Verdicts not told since nobody has read the earlier ones in time.
     EventLost = 32,
+    /// Packets of this node's pods dropped when they were about to leave it in the clear, past the pods' own programs.
+    EncryptWithheld = 33,
 }
 
 impl Counter {
     /// All of them, in order of their index.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::SocketTranslated,
         Self::SocketNoBackend,
         Self::SocketError,
@@ -106,6 +108,7 @@ impl Counter {
         Self::EventSent,
         Self::EventLimited,
         Self::EventLost,
+        Self::EncryptWithheld,
     ];
 
     /// Size of the map: room for more.
@@ -147,6 +150,7 @@ impl Counter {
             Self::EventSent => "event_sent",
             Self::EventLimited => "event_limited",
             Self::EventLost => "event_lost",
+            Self::EncryptWithheld => "encrypt_withheld",
         }
     }
 }

@@ -59,6 +59,13 @@ pub(super) async fn start(
         // Until the device has been found, what must be encrypted is not sent at all.
         datapath.set_encryption(EncryptionMode::On { device: None, strict: settings.strict })?;
     }
+    match routing::outward().await {
+        Ok(interfaces) => datapath.watch_over(&interfaces)?,
+        Err(error) => tracing::warn!(
+            %error,
+            "what leaves this node is not watched over: a pod may be heard in the clear until its programs are attached"
+        ),
+    }
     let waiting = EncryptionStatus {
         enabled: true,
         strict: settings.strict,

@@ -51,10 +51,22 @@ impl Datapath {
             links::attach_device(&mut self.ebpf(), &self.config.pin_dir, device.ifindex, features)?;
         }
         self.maps.encryption.set(&0, &entry(mode))?;
-        match device {
-            Some(_) => Ok(()),
-            None => links::detach_devices(&self.config.pin_dir, None),
+        if device.is_none() {
+            links::detach_devices(&self.config.pin_dir, None)?;
         }
+        match mode {
+            EncryptionMode::Off => links::detach_networks(&self.config.pin_dir, &[]),
+            EncryptionMode::On { .. } => Ok(()),
+        }
+    }
+
+    /// Watches over what leaves the node by these interfaces (see [`routing::outward`](super::routing::outward)) and by no
+    /// others: packets of pods whose own programs are not attached yet go into the device too, or are dropped.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel refuses.
+    pub fn watch_over(&self, interfaces: &[u32]) -> Result<(), DatapathError> {
+        links::attach_networks(&mut self.ebpf(), &self.config.pin_dir, interfaces, self.config.features)
     }
 
     /// What was set last, by this run or an earlier one.

@@ -37,6 +37,9 @@ const SIDES: [Side; 2] = [
 /// The side of the encryption device by which packets come in.
 const FROM_WIRE: Side = ("from-wire", "tc_from_wire", AttachType::TcxIngress, TcAttachType::Ingress);
 
+/// The side of the node's own interfaces by which packets leave it.
+const TO_NETWORK: Side = ("to-network", "tc_to_network", AttachType::TcxEgress, TcAttachType::Egress);
+
 /// Attaches all socket programs to the cgroup at `dir`, for every process below it.
 pub(super) fn attach_sockets(ebpf: &mut Ebpf, pin_dir: &Path, dir: &Path) -> Result<(), DatapathError> {
     let (cgroup, id) = open_cgroup(dir)?;
@@ -94,6 +97,29 @@ pub(super) fn detach_devices(pin_dir: &Path, except: Option<u32>) -> Result<(), 
     devices.into_iter().try_for_each(|ifindex| detach_side(pin_dir, ifindex, DEVICE_PINS, FROM_WIRE))
 }
 
+/// Attaches the program for what leaves the node to these interfaces, and detaches it from all others.
+pub(super) fn attach_networks(
+    ebpf: &mut Ebpf,
+    pin_dir: &Path,
+    interfaces: &[u32],
+    features: Features,
+) -> Result<(), DatapathError> {
+    for ifindex in interfaces {
+        attach_side(ebpf, pin_dir, *ifindex, NETWORK_PINS, TO_NETWORK, features)?;
+    }
+    detach_networks(pin_dir, interfaces)
+}
+
+/// Detaches it from all interfaces but `except`.
+pub(super) fn detach_networks(pin_dir: &Path, except: &[u32]) -> Result<(), DatapathError> {
+    for (_, _, ifindex) in pins(pin_dir, NETWORK_PINS, &[TO_NETWORK])? {
+        if !except.contains(&ifindex) {
+            detach_side(pin_dir, ifindex, NETWORK_PINS, TO_NETWORK)?;
+        }
+    }
+    Ok(())
+}
+
 fn attach_side(
     ebpf: &mut Ebpf,
     pin_dir: &Path,
@@ -139,6 +165,7 @@ pub(super) fn detach_all(pin_dir: &Path) -> Result<(), DatapathError> {
     }
     detach_sockets(pin_dir)?;
     detach_devices(pin_dir, None)?;
+    detach_networks(pin_dir, &[])?;
     attached_pods(pin_dir)?.into_iter().try_for_each(|ifindex| detach_pod(pin_dir, ifindex))
 }
 
@@ -276,6 +303,7 @@ struct Pins {
 
 const POD_PINS: Pins = Pins { link: "pod", filter: "filter" };
 const DEVICE_PINS: Pins = Pins { link: "device", filter: "devicefilter" };
+const NETWORK_PINS: Pins = Pins { link: "network", filter: "networkfilter" };
 
 impl Pins {
     fn link(self, pin_dir: &Path, ifindex: u32, side: &str) -> PathBuf {

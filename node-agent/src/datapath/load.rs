@@ -54,7 +54,8 @@ pub(super) const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
 ];
 
 /// The programs for packets.
-pub(super) const PACKET_PROGRAMS: [&str; 4] = ["tc_from_pod", "tc_to_pod", "tc_from_wire", "tc_empty"];
+pub(super) const PACKET_PROGRAMS: [&str; 5] =
+    ["tc_from_pod", "tc_to_pod", "tc_from_wire", "tc_to_network", "tc_empty"];
 
 /// The loaded programs. Dropping it leaves pinned maps and links, and so the traffic, alone.
 pub(super) struct Loaded {

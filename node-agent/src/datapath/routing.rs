@@ -10,6 +10,7 @@
 //! ip route add blackhole default table 51871 metric 4096
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,6 +20,7 @@ use futures::TryStreamExt;
 use isthmus_bpf_abi::mark;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressScope;
+use rtnetlink::packet_route::link::LinkLayerType;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteScope, RouteType};
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -81,6 +83,53 @@ pub async fn remove() -> Result<(), RoutingError> {
         netlink.remove(version).await?;
     }
     Ok(())
+}
+
+/// The interfaces by which packets leave this node for others: those that a route leads through a gateway by, as far as they
+/// speak Ethernet.
+///
+/// # Errors
+/// Routes or interfaces cannot be listed.
+pub async fn outward() -> Result<Vec<u32>, RoutingError> {
+    let netlink = Netlink::open()?;
+    let mut interfaces = BTreeSet::new();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let mut wanted = RouteMessage::default();
+        wanted.header.address_family = family(&version);
+        let mut routes = netlink.0.route().get(wanted).execute();
+        let listing = |source| refused("list routes".to_owned(), source);
+        while let Some(route) = routes.try_next().await.map_err(listing)? {
+            interfaces.extend(gateways(&route.attributes));
+        }
+    }
+    let listing = |source| refused("list network interfaces".to_owned(), source);
+    let mut links = netlink.0.link().get().execute();
+    let mut ethernet = Vec::new();
+    while let Some(link) = links.try_next().await.map_err(listing)? {
+        if link.header.link_layer_type == LinkLayerType::Ether && interfaces.contains(&link.header.index) {
+            ethernet.push(link.header.index);
+        }
+    }
+    Ok(ethernet)
+}
+
+/// Interfaces by which a route reaches gateways.
+fn gateways(attributes: &[RouteAttribute]) -> Vec<u32> {
+    let leads = |attributes: &[RouteAttribute]| {
+        attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)))
+    };
+    let mut interfaces = Vec::new();
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Oif(index) if leads(attributes) => interfaces.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                let hops = hops.iter().filter(|hop| leads(&hop.attributes));
+                interfaces.extend(hops.map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    interfaces
 }
 
 struct Netlink(Handle);

@@ -285,6 +285,54 @@ fn strict_drops_what_comes_by_the_wire_and_without_it_that_arrives() {
     });
 }
 
+fn a_pod_without_programs_is_not_heard_in_the_clear(features: Features) {
+    sandbox(|sandbox| {
+        let nodes = two_nodes(sandbox, features);
+        let [here, there] = &nodes;
+        let wire = here.sniff();
+        here.watch_over();
+        here.namespace.run(|| here.datapath.detach_pod(here.pod.host_index).expect("detach"));
+        for service in FAMILIES {
+            for node in &nodes {
+                node.encrypt(None, false);
+            }
+            let addr = there.pod.addr(service, 7000);
+            let listener = there.pod.namespace.run(|| udp_socket(&addr));
+            let socket = here.pod.namespace.run(|| udp_socket(any(service)));
+            let before = here.count(Counter::EncryptWithheld);
+            socket.send_to(b"early", &addr).expect("send");
+            eventually("it is withheld", || here.count(Counter::EncryptWithheld) == before + 1);
+            let pipe = encrypted(&nodes, true);
+            socket.send_to(b"early", &addr).expect("send");
+            let (_, from) = listener.recv_from(&mut [0; 100]).expect("through the device");
+            listener.send_to(b"answer", from).expect("send");
+            socket.recv(&mut [0; 100]).expect("an answer");
+            drop(pipe);
+        }
+        assert_eq!(wire.plain(), 0);
+        // The node itself may speak, and so may a pod to those who have no part in this.
+        let _later = encrypted(&nodes, true);
+        let node = here.namespace.run(|| udp_socket("172.20.0.1:0"));
+        let peer = there.namespace.run(|| udp_socket("172.20.0.2:7000"));
+        node.send_to(b"x", "172.20.0.2:7000").expect("send");
+        peer.recv(&mut [0; 100]).expect("in the clear");
+        let pod = here.pod.namespace.run(|| udp_socket("0.0.0.0:0"));
+        pod.send_to(b"x", "172.20.0.2:7000").expect("send");
+        peer.recv(&mut [0; 100]).expect("in the clear");
+        assert!(wire.plain() > 0);
+    });
+}
+
+#[test]
+fn a_pod_whose_programs_are_not_attached_yet_is_not_heard_in_the_clear() {
+    a_pod_without_programs_is_not_heard_in_the_clear(Features::Detect);
+}
+
+#[test]
+fn nor_is_it_with_what_the_oldest_kernel_has() {
+    a_pod_without_programs_is_not_heard_in_the_clear(Features::Floor);
+}
+
 /// A tag that names no network is none to the kernel: it must not lead past the device.
 #[test]
 fn a_priority_tag_leads_nowhere_else() {

@@ -124,6 +124,17 @@ impl Node {
         self.namespace.run(|| self.datapath.set_encryption(mode).expect("set"));
     }
 
+    /// Watches over whatever leaves this node.
+    pub(crate) fn watch_over(&self) {
+        self.namespace.run(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let outward = runtime.block_on(routing::outward()).expect("interfaces");
+            assert_eq!(outward, [nix::net::if_::if_nametoindex(WIRE).expect("the wire")]);
+            self.datapath.watch_over(&outward).expect("attach");
+        });
+    }
+
     pub(crate) fn count(&self, wanted: Counter) -> u64 {
         let counters = self.datapath.counters().expect("counters");
         counters.into_iter().find(|(known, _)| *known == wanted).expect("every counter is there").1
