@@ -107,6 +107,46 @@ pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     })
 }
 
+/// Asks `isthmus.io/echo` at an address over one connection, ten times a second, and writes a line for each answer.
+///
+/// # Errors
+/// When it cannot connect, or an answer does not come within two seconds.
+pub fn ask(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
+    use std::io::{BufRead, BufReader, Read, Write};
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(100);
+    let address = args.next().and_then(|text| text.to_str()?.parse::<SocketAddr>().ok());
+    let address = address.context("ask wants an address and a port")?;
+    let mut connection = std::net::TcpStream::connect_timeout(&address, 5 * PATIENCE)?;
+    connection.set_nodelay(true)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    let mut answers = BufReader::new(connection.try_clone()?);
+    let mut out = std::io::stdout();
+    loop {
+        connection.write_all(b"GET / HTTP/1.1\r\nHost: echo\r\n\r\n").context("asking")?;
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if answers.read_line(&mut line).context("waiting for an answer")? == 0 {
+                anyhow::bail!("the connection was closed");
+            }
+            let line = line.trim_end().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().context("the answer's length")?;
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        std::io::copy(&mut answers.by_ref().take(length), &mut std::io::sink())
+            .context("reading an answer")?;
+        writeln!(out, "answered")?;
+        out.flush()?;
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// The program of `isthmus.io/client`: stays until told to end.
 ///
 /// # Errors

@@ -54,6 +54,16 @@ impl Launch {
         Ok(command)
     }
 
+    /// Starts it with its standard output for the caller to read. Ends with the answer.
+    ///
+    /// # Errors
+    /// When the process cannot be made.
+    pub(crate) async fn piped(self, stderr: Stdio) -> Result<tokio::process::Child> {
+        let mut command = self.command(true)?;
+        command.stdout(Stdio::piped()).stderr(stderr).kill_on_drop(true);
+        spawn(command).await.doing(|| format!("starting {}", self.name))
+    }
+
     /// Starts it.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod curl;
 mod objects;
+mod reach;
 mod traffic;
 mod wire;
 
@@ -16,6 +17,7 @@ use serde_json::json;
 use self::curl::Curl;
 use self::objects::Object;
 pub(crate) use self::objects::kind;
+use self::reach::RunningFlow;
 use self::traffic::Traffic;
 use crate::error::{Doing, LabError, Result};
 use crate::lab::Lab;
@@ -51,7 +53,14 @@ impl Audience for Silent {
 
 /// Applies the manifests and goes through the steps, up to the first whose expectation does not hold.
 pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mut dyn Audience) -> Report {
-    let mut runner = Runner { lab, scenario, traffic: BTreeMap::new(), before: BTreeMap::new(), node: None };
+    let mut runner = Runner {
+        lab,
+        scenario,
+        traffic: BTreeMap::new(),
+        flows: BTreeMap::new(),
+        before: BTreeMap::new(),
+        node: None,
+    };
     let started = Instant::now();
     let mut report = Report {
         title: scenario.title.clone(),
@@ -98,6 +107,7 @@ struct Runner<'a> {
     lab: &'a Lab,
     scenario: &'a Scenario,
     traffic: BTreeMap<String, Traffic>,
+    flows: BTreeMap<String, RunningFlow>,
     /// Who answered a traffic's requests before the next change.
     before: BTreeMap<String, BTreeSet<String>>,
     /// Where the last client was, as `cluster/node`.
@@ -212,6 +222,10 @@ impl Runner<'_> {
             Verb::Forge(forge) => self.forge(forge).await,
             Verb::RotateKey(rotation) => self.rotate_key(rotation).await,
             Verb::Encryption(mode) => lab.encrypt(*mode).await,
+            Verb::Connects(connects) => self.connects(connects).await,
+            Verb::Flow(flow) => self.flow(flow).await,
+            Verb::GoesOn(goes_on) => self.goes_on(goes_on).await,
+            Verb::Cut(cut) => self.cut_flow(cut).await,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod action;
 mod parse;
+mod reach;
 mod step;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ pub use self::action::{
     Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, Observe, Partition,
     Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
+pub use self::reach::{Connects, Cut, Expect, Flow, GoesOn};
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
 use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};
@@ -118,6 +120,7 @@ impl Scenario {
             .map(|(i, step)| Step::check(step, &names, &dir).map_err(|e| format!("steps[{i}]: {e}")))
             .collect::<Result<_, _>>()?;
         step::check_traffic(&steps)?;
+        step::check_flows(&steps)?;
         for (i, manifest) in file.manifests.iter().enumerate() {
             manifest.check(&names, &dir).map_err(|e| format!("manifests[{i}]: {e}"))?;
         }
@@ -169,7 +172,10 @@ impl Scenario {
 
     /// Whether any step sends requests, so that pods need `curl`.
     pub fn needs_curl(&self) -> bool {
-        self.steps.iter().any(|s| matches!(s.verb, Verb::Request(_) | Verb::Traffic(_) | Verb::Capture(_)))
+        let asks = |verb: &Verb| {
+            matches!(verb, Verb::Request(_) | Verb::Traffic(_) | Verb::Capture(_) | Verb::Connects(_))
+        };
+        self.steps.iter().any(|step| asks(&step.verb))
     }
 }
 

@@ -61,6 +61,11 @@ async fn what_was_known_of_a_peer_stays_while_it_cannot_be_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pods_reach_each_other_as_policies_of_both_clusters_allow() {
+    run("policy", "s-policy", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn daemons_restart_under_traffic_and_no_request_fails() {
     run("restarts", "s-restarts", Store::Memory).await;
 }

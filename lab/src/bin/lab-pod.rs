@@ -5,7 +5,8 @@
 //! child, after the exec, needs no unsafe code between fork and exec in the lab's many-threaded process.
 //!
 //! `lab-pod echo [--port N]` answers HTTP with the names of its cluster, node and pod, which it knows from its
-//! environment. `lab-pod pause` sleeps until it is told to end.
+//! environment. `lab-pod ask ADDRESS` asks such a one over a single connection, again and again, and writes a line for each
+//! answer; it fails when there is none for two seconds. `lab-pod pause` sleeps until it is told to end.
 
 #![forbid(unsafe_code)]
 
@@ -23,8 +24,9 @@ fn main() -> ExitCode {
     let result = match verb.to_str() {
         Some("run") => run(args),
         Some("echo") => isthmus_lab::images::echo(args),
+        Some("ask") => isthmus_lab::images::ask(args),
         Some("pause") => isthmus_lab::images::pause(),
-        _ => Err(anyhow::anyhow!("usage: lab-pod run|echo|pause (part of `isthmus lab`)")),
+        _ => Err(anyhow::anyhow!("usage: lab-pod run|echo|ask|pause (part of `isthmus lab`)")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,6 +24,9 @@ const KINDS: &[(&str, &str, &str, &str)] = &[
     ("deployment", "apps", "v1", "Deployment"),
     ("endpointslice", "discovery.k8s.io", "v1", "EndpointSlice"),
     ("ciliumidentity", "cilium.io", "v2", "CiliumIdentity"),
+    ("networkpolicy", "networking.k8s.io", "v1", "NetworkPolicy"),
+    ("ciliumnetworkpolicy", "cilium.io", "v2", "CiliumNetworkPolicy"),
+    ("ciliumclusterwidenetworkpolicy", "cilium.io", "v2", "CiliumClusterwideNetworkPolicy"),
 ];
 
 /// A kind by the name that steps use.

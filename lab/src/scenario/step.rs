@@ -11,6 +11,8 @@ use super::action::{
 };
 use crate::spec::Encryption;
 
+use super::reach::{Connects, Cut, Expect, Flow, GoesOn};
+
 /// One step, checked.
 #[derive(Debug, Clone)]
 pub struct Step {
@@ -48,6 +50,10 @@ pub enum Verb {
     Forge(Forge),
     RotateKey(RotateKey),
     Encryption(Encryption),
+    Connects(Connects),
+    Flow(Flow),
+    GoesOn(GoesOn),
+    Cut(Cut),
 }
 
 /// A step as it is written: `say`, exactly one verb, and perhaps `shows`.
@@ -77,12 +83,16 @@ pub(super) struct FileStep {
     forge: Option<Forge>,
     rotate_key: Option<RotateKey>,
     encryption: Option<Encryption>,
+    connects: Option<Connects>,
+    flow: Option<Flow>,
+    goes_on: Option<GoesOn>,
+    cut: Option<Cut>,
     shows: Option<Shows>,
 }
 
 const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
                         endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status, \
-                        capture, forge, rotateKey, encryption";
+                        capture, forge, rotateKey, encryption, connects, flow, goesOn, cut";
 
 impl Step {
     pub(super) fn check(step: FileStep, clusters: &[&str], dir: &Path) -> Result<Self, String> {
@@ -109,6 +119,10 @@ impl Step {
         verbs.extend(step.forge.map(Verb::Forge));
         verbs.extend(step.rotate_key.map(Verb::RotateKey));
         verbs.extend(step.encryption.map(Verb::Encryption));
+        verbs.extend(step.connects.map(Verb::Connects));
+        verbs.extend(step.flow.map(Verb::Flow));
+        verbs.extend(step.goes_on.map(Verb::GoesOn));
+        verbs.extend(step.cut.map(Verb::Cut));
         let (Some(verb), true) = (verbs.pop(), verbs.is_empty()) else { return Err(ONE_VERB.into()) };
         verb.check(clusters, dir)?;
         if let Some(shows) = &step.shows {
@@ -166,7 +180,9 @@ impl Verb {
                 known([&cluster], clusters, "the daemon's cluster")
             }
             Self::RotateKey(r) => known([&r.node.cluster], clusters, "rotateKey.node"),
-            Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) => Ok(()),
+            Self::Connects(c) => known([&c.from.cluster, &c.to.cluster], clusters, "connects"),
+            Self::Flow(f) => known([&f.from.cluster, &f.to.cluster], clusters, "flow"),
+            Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) | Self::GoesOn(_) | Self::Cut(_) => Ok(()),
         }
     }
 
@@ -201,6 +217,13 @@ impl Verb {
             }
             Self::RotateKey(r) => format!("give {} another key", r.node),
             Self::Encryption(mode) => format!("start every agent again with encryption {}", mode.as_str()),
+            Self::Connects(c) => {
+                let reaches = if c.expect == Expect::Allowed { "reaches" } else { "does not reach" };
+                format!("{} {reaches} {} port {}", c.from, c.to, c.port)
+            }
+            Self::Flow(f) => format!("{} keeps a connection to {} port {}", f.from, f.to, f.port),
+            Self::GoesOn(g) => format!("flow {} goes on", g.flow),
+            Self::Cut(c) => format!("flow {} is cut", c.flow),
             Self::Forge(f) => format!("{} sends to {} in the name of {}, in vain", f.node, f.to, f.source),
         }
     }
@@ -230,6 +253,31 @@ pub(super) fn check_traffic(steps: &[Step]) -> Result<(), String> {
         }
         if let Verb::EndTraffic(end) = &step.verb {
             running.remove(end.name.as_str());
+        }
+    }
+    Ok(())
+}
+
+/// Every mention of a flow comes while there is one of that name.
+pub(super) fn check_flows(steps: &[Step]) -> Result<(), String> {
+    let mut running: BTreeSet<&str> = BTreeSet::new();
+    for (i, step) in steps.iter().enumerate() {
+        let mentioned = match &step.verb {
+            Verb::Flow(flow) => {
+                if !running.insert(&flow.name) {
+                    return Err(format!("steps[{i}].flow.name: flow {} runs already", flow.name));
+                }
+                continue;
+            }
+            Verb::GoesOn(goes_on) => &goes_on.flow,
+            Verb::Cut(cut) => &cut.flow,
+            _ => continue,
+        };
+        if !running.contains(mentioned.as_str()) {
+            return Err(format!("steps[{i}]: no flow {mentioned} runs by then; a step `flow` starts it"));
+        }
+        if let Verb::Cut(cut) = &step.verb {
+            running.remove(cut.flow.as_str());
         }
     }
     Ok(())
