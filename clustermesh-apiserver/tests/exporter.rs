@@ -8,12 +8,14 @@ use std::time::Duration;
 use clustermesh_apiserver::exporter::{ExporterConfig, Source};
 use isthmus_crds::CiliumIdentity;
 use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
+use isthmus_wire::local::LocalPolicy;
 use isthmus_wire::{ClusterService, IpIdentityPair};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
 
@@ -353,4 +355,152 @@ async fn create_dynamic(cluster: &Cluster, kind: &str, namespace: Option<&str>, 
         None => Api::all_with(cluster.client.clone(), &resource),
     };
     api.create(&PostParams::default(), &object).await.expect("created");
+}
+
+const POLICY: &str = "isthmus/policies/v1/ciliumnetworkpolicy/app/web";
+
+fn cilium_policies(cluster: &Cluster) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("cilium.io", "v2", "CiliumNetworkPolicy");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "ciliumnetworkpolicies");
+    Api::namespaced_with(cluster.client.clone(), "app", &resource)
+}
+
+async fn create_policy(cluster: &Cluster, spec: Value) {
+    let object = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "web"}, "spec": spec,
+    });
+    let object = serde_json::from_value(object).expect("an object");
+    cilium_policies(cluster).create(&PostParams::default(), &object).await.expect("created");
+}
+
+/// The policy's condition, once its status is the wanted one.
+async fn condition(cluster: &Cluster, status: &str) -> Value {
+    let api = cilium_policies(cluster);
+    tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            let policy = api.get("web").await.expect("the policy");
+            let conditions = policy.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            if let Some(found) =
+                conditions.into_iter().find(|c| c["type"] == "Valid" && c["status"] == status)
+            {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("a condition in time")
+}
+
+#[tokio::test]
+async fn policies_and_namespaces_reach_the_agents_as_they_were_written() {
+    let cluster = Cluster::start().await;
+    cluster
+        .create::<NetworkPolicy>(json!({
+            "metadata": {"name": "deny"}, "spec": {"podSelector": {"matchLabels": {"app": "echo"}}},
+        }))
+        .await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert_eq!(
+        export.get("isthmus/namespaces/v1/app").as_deref(),
+        Some(r#"{"labels":{"kubernetes.io/metadata.name":"app"}}"#)
+    );
+    let found = export.get("isthmus/policies/v1/networkpolicy/app/deny").expect("the policy");
+    let found = LocalPolicy::decode(found.as_bytes()).expect("a policy");
+    assert_eq!(found.specs[0]["podSelector"], json!({"matchLabels": {"app": "echo"}}));
+
+    create_policy(&cluster, json!({"endpointSelector": {}, "ingress": [{"fromEntities": ["world"]}]})).await;
+    export.until(POLICY, |value| value.is_some()).await;
+    let _ = cilium_policies(&cluster).delete("web", &DeleteParams::default()).await.expect("deleted");
+    export.until(POLICY, |value| value.is_none()).await;
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_s_status_names_what_is_not_supported_and_takes_it_back_once_it_is_gone() {
+    let cluster = Cluster::start().await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    let fqdn = json!([{"toFQDNs": [{"matchName": "example.org"}]}]);
+    create_policy(&cluster, json!({"endpointSelector": {}, "egress": fqdn})).await;
+    let invalid = condition(&cluster, "False").await;
+    assert!(invalid["message"].as_str().expect("text").contains("toFQDNs"), "{invalid}");
+    eventually("the status page to name it", || {
+        let status = export.handle.status.borrow();
+        let found = status.policies_with_problems.get("CiliumNetworkPolicy app/web").cloned();
+        found.filter(|problems| problems[0].contains("toFQDNs")).ok_or("nothing")
+    })
+    .await;
+    assert_eq!(export.handle.status.borrow().problems.get("UnsupportedPolicy"), Some(&1), "told once");
+    assert!(export.get(POLICY).is_some(), "the agents enforce what they can of it");
+
+    let better = json!({"spec": {"endpointSelector": {}, "egress": [{"toEntities": ["cluster"]}]}});
+    let api = cilium_policies(&cluster);
+    api.patch("web", &PatchParams::default(), &Patch::Merge(better)).await.expect("patched");
+    let valid = condition(&cluster, "True").await;
+    assert_eq!(valid["message"], "Policy validation succeeded");
+    eventually("the status page to forget it", || {
+        let status = export.handle.status.borrow();
+        if status.policies_with_problems.is_empty() {
+            Ok(())
+        } else {
+            Err(status.policies_with_problems.clone())
+        }
+    })
+    .await;
+    // What is right is not written again.
+    let version = api.get("web").await.expect("the policy").metadata.resource_version;
+    export.stop().await;
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert_eq!(api.get("web").await.expect("the policy").metadata.resource_version, version);
+    export.stop().await;
+}
+
+#[tokio::test]
+async fn beside_cilium_the_status_of_policies_is_left_to_its_operator() {
+    let cluster = Cluster::start().await;
+    for definition in
+        [("CiliumNode", "ciliumnodes", "Cluster"), ("CiliumEndpoint", "ciliumendpoints", "Namespaced")]
+    {
+        let (kind, plural, scope) = definition;
+        cluster.define(permissive(kind, plural, scope)).await;
+    }
+    create_policy(&cluster, json!({"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": "a.b"}]}]}))
+        .await;
+    let mut export = cluster.export(ExporterConfig { source: Source::Cilium, ..config() });
+    export.ready().await;
+    eventually("the policy to be judged", || {
+        let status = export.handle.status.borrow();
+        if status.policies_with_problems.len() == 1 { Ok(()) } else { Err(status.clone()) }
+    })
+    .await;
+    export.stop().await;
+    let policy = cilium_policies(&cluster).get("web").await.expect("the policy");
+    assert_eq!(policy.data["status"], Value::Null);
+}
+
+#[tokio::test]
+async fn kinds_of_policies_that_are_installed_later_are_watched_from_then_on() {
+    let cluster = Cluster::without_definitions(LOOPBACK).await;
+    let (policies, others): (Vec<_>, Vec<_>) = isthmus_crds::definitions()
+        .into_iter()
+        .map(|definition| serde_json::to_value(definition).expect("JSON"))
+        .partition(|definition| {
+            definition["spec"]["names"]["plural"].as_str().expect("text").contains("polic")
+        });
+    for definition in others {
+        cluster.define(definition).await;
+    }
+    let mut export = cluster.export(config());
+    export.ready().await;
+    assert!(export.handle.status.borrow().watches["CiliumNetworkPolicy"].absent);
+    for definition in policies {
+        cluster.define(definition).await;
+    }
+    create_policy(&cluster, json!({"endpointSelector": {}})).await;
+    export.until(POLICY, |value| value.is_some()).await;
+    assert!(!export.handle.status.borrow().watches["CiliumNetworkPolicy"].absent);
+    export.stop().await;
 }

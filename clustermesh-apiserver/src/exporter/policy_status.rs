@@ -174,4 +174,15 @@ mod tests {
         assert_eq!((&conditions[1]["type"], &conditions[1]["status"]), (&json!("Valid"), &json!("True")));
         assert_eq!(super::conditions(&PolicyFact { conditions, ..good }), None);
     }
+
+    #[test]
+    fn a_field_that_is_not_supported_is_named() {
+        let bad = policy(
+            json!({"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": "example.org"}]}]}),
+            Vec::new(),
+        );
+        let conditions = conditions(&bad).expect("it has none yet");
+        assert_eq!(conditions[0]["status"], "False");
+        assert!(conditions[0]["message"].as_str().expect("text").contains("toFQDNs"), "{conditions:?}");
+    }
 }

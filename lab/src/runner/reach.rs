@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
@@ -15,8 +16,8 @@ use crate::kubelet::PodRecord;
 use crate::scenario::{Connects, Cut, Expect, Family, Flow, GoesOn, PodRef};
 use crate::{programs, wait};
 
-/// A connection that is not made within this time is taken for denied: two more attempts of TCP lie in it.
-const CONNECT: Duration = Duration::from_secs(4);
+/// A connection that is not made within this time is taken for denied: a second attempt of TCP lies in it.
+const CONNECT: Duration = Duration::from_secs(2);
 /// What `curl` answers when nothing came back in time.
 const TIMED_OUT: i32 = 28;
 
@@ -39,25 +40,10 @@ impl Runner<'_> {
         let from = self.client(&step.from)?;
         let addresses = self.addresses(&step.to, step.family)?;
         let deadline = Instant::now() + step.within;
-        for address in addresses {
-            let address = SocketAddr::new(address, step.port);
-            loop {
-                let found = connect(&from, address).await?;
-                if found.as_ref().ok() == Some(&step.expect) {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    return Err(LabError::invalid(match (found, step.expect) {
-                        (Ok(_), Expect::Denied) => format!("{} reaches {address} of {}", step.from, step.to),
-                        (Ok(_), Expect::Allowed) => {
-                            format!("{} does not reach {address} of {}", step.from, step.to)
-                        }
-                        (Err(other), _) => format!("{} to {address} of {}: {other}", step.from, step.to),
-                    }));
-                }
-            }
-        }
-        Ok(())
+        let all = addresses
+            .into_iter()
+            .map(|address| connects(step, &from, SocketAddr::new(address, step.port), deadline));
+        try_join_all(all).await.map(drop)
     }
 
     pub(super) async fn flow(&mut self, step: &Flow) -> Result<()> {
@@ -141,6 +127,24 @@ impl RunningFlow {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(format!("cut after {} answers", *self.answers.borrow())),
             Err(_) => Err(format!("{} answers within {within:?}, not {answers}", *self.answers.borrow())),
+        }
+    }
+}
+
+/// Tries until the expectation holds, or the deadline has passed.
+async fn connects(step: &Connects, from: &PodRecord, address: SocketAddr, deadline: Instant) -> Result<()> {
+    loop {
+        let found = connect(from, address).await?;
+        if found.as_ref().ok() == Some(&step.expect) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let (from, to) = (&step.from, &step.to);
+            return Err(LabError::invalid(match (found, step.expect) {
+                (Ok(_), Expect::Denied) => format!("{from} reaches {address} of {to}"),
+                (Ok(_), Expect::Allowed) => format!("{from} does not reach {address} of {to}"),
+                (Err(other), _) => format!("{from} to {address} of {to}: {other}"),
+            }));
         }
     }
 }

@@ -472,3 +472,6 @@ fn service(service: &crate::mesh::fact::LocalService) -> Service {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;
