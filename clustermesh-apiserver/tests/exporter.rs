@@ -473,7 +473,7 @@ async fn beside_cilium_the_status_of_policies_is_left_to_its_operator() {
     export.ready().await;
     eventually("the policy to be judged", || {
         let status = export.handle.status.borrow();
-        if status.policies_with_problems.len() == 1 { Ok(()) } else { Err(status.clone()) }
+        if status.policies_with_problems.len() == 1 { Ok(()) } else { Err(status.problems.clone()) }
     })
     .await;
     export.stop().await;

@@ -143,6 +143,7 @@ pub fn ask(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
             .context("reading an answer")?;
         writeln!(out, "answered")?;
         out.flush()?;
+        #[expect(clippy::disallowed_methods, reason = "a program of its own, which does nothing else")]
         std::thread::sleep(PAUSE);
     }
 }
