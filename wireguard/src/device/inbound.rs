@@ -232,3 +232,27 @@ fn mark_congested(packet: &mut [u8]) {
         packet[1] |= CE << 4;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::testing::{Family, TestPacket, packet_is_sound};
+
+    #[test]
+    fn the_mark_of_congestion_is_carried_over_to_packets_that_may_be_marked_and_to_no_others() {
+        let mut v4 = TestPacket::tcp(Family::V4, 1, vec![1; 10]).build();
+        let mut v6 = TestPacket::tcp(Family::V6, 1, vec![1; 10]).build();
+        for packet in [&mut v4, &mut v6] {
+            let before = packet.clone();
+            mark_congested(packet);
+            assert_eq!(*packet, before, "its sender does not know congestion marks");
+        }
+        v4[1] |= 2;
+        v6[1] |= 2 << 4;
+        for packet in [&mut v4, &mut v6] {
+            mark_congested(packet);
+            assert!(packet_is_sound(packet));
+        }
+        assert_eq!((v4[1], v6[1]), (3, 3 << 4));
+    }
+}

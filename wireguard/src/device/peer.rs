@@ -347,3 +347,39 @@ fn ecn_bits(packet: &[u8]) -> u8 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ecn_field_is_read_from_both_families_and_the_class_beside_it_is_not() {
+        assert_eq!(ecn_bits(&[0x45, 0b1011_1010]), 2);
+        assert_eq!(ecn_bits(&[0x6b, 0b1001_1111]), 1);
+        assert_eq!(ecn_bits(&[]), 0);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_for_one_peer_and_for_all_and_the_oldest_goes_first() {
+        let (counters, total) = (Counters::default(), Arc::new(AtomicUsize::new(0)));
+        let waiting = || Waiting { packets: VecDeque::new(), bytes: 0, total: Arc::clone(&total) };
+        let mut one = waiting();
+        for number in 0..300u16 {
+            let mut packet = vec![0; 1024];
+            packet[..2].copy_from_slice(&number.to_be_bytes());
+            one.push(&packet, &counters);
+        }
+        assert_eq!(one.bytes, WAITING_MAX);
+        assert_eq!(one.packets[0][..2], (300 - 256u16).to_be_bytes());
+        let others: Vec<_> = (0..400)
+            .map(|_| {
+                let mut other = waiting();
+                (0..256).for_each(|_| other.push(&[0; 1024], &counters));
+                other
+            })
+            .collect();
+        assert_eq!(total.load(Ordering::Relaxed), WAITING_TOTAL_MAX);
+        drop((one, others));
+        assert_eq!(total.load(Ordering::Relaxed), 0);
+    }
+}

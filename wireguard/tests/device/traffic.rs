@@ -1,11 +1,14 @@
 //! What goes through.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
-use isthmus_wireguard::config::{Configurable, PeerUpdate};
-use isthmus_wireguard::device::Count;
+use isthmus_wireguard::config::{ApplyError, Configurable, DeviceUpdate, PeerUpdate};
+use isthmus_wireguard::device::{Count, MessageBounds};
 
-use crate::field::{APPLICATION, Field, heard, udp_packet, wait_for};
+use crate::field::{APPLICATION, DEADLINE, Field, heard, owns, udp_packet, wait_for};
+use crate::netns::{Namespace, join};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -125,10 +128,7 @@ fn the_port_can_change_while_packets_flow() {
     let application = field.application();
     let mut peer = field.hand_peer(V4, &["10.9.7.0/24"]);
     peer.shake_hands();
-    field.apply(isthmus_wireguard::config::DeviceUpdate {
-        listen_port: Some(51999),
-        ..isthmus_wireguard::config::DeviceUpdate::default()
-    });
+    field.apply(DeviceUpdate { listen_port: Some(51999), ..DeviceUpdate::default() });
     assert_eq!(field.device.state().listen_port, 51999);
     peer.device.set_port(51999);
     peer.send(&udp_packet("10.9.7.1".parse().unwrap(), b"new port"));
@@ -148,4 +148,52 @@ fn a_large_datagram_of_an_application_is_cut_by_nobody_but_ip() {
         received += peer.receive().len() - 20;
     }
     assert_eq!(received, 9008);
+}
+
+#[test]
+fn a_port_that_is_taken_is_refused_and_the_old_one_stays() {
+    let field = Field::new();
+    let application = field.application();
+    let mut peer = field.hand_peer(V4, &["10.9.7.0/24"]);
+    peer.shake_hands();
+    let taken = field.socket("0.0.0.0:51998".parse().unwrap());
+    let update = DeviceUpdate { listen_port: Some(51998), ..DeviceUpdate::default() };
+    let device = Arc::clone(&field.device);
+    let refused = field.namespace.enter(move || Ok(device.apply(update))).unwrap();
+    assert!(matches!(refused, Err(ApplyError::Listen { port: 51998, .. })), "{refused:?}");
+    drop(taken);
+    peer.send(&udp_packet("10.9.7.1".parse().unwrap(), b"as before"));
+    assert_eq!(heard(&application), b"as before");
+}
+
+#[test]
+fn a_path_that_is_narrower_than_the_mtu_says_still_carries_everything() {
+    const BYTES: usize = 1 << 20;
+    let namespaces = [Namespace::new(), Namespace::new()];
+    join((&namespaces[0], &["192.0.2.1/24"]), (&namespaces[1], &["192.0.2.2/24"]));
+    for namespace in &namespaces {
+        namespace.ip("link set eth0 mtu 1300");
+    }
+    let [one, other] = namespaces;
+    let nodes = [
+        Field::in_namespace(one, 1, MessageBounds::PAPER),
+        Field::in_namespace(other, 2, MessageBounds::PAPER),
+    ];
+    for (node, peer, host) in [(&nodes[0], &nodes[1], 2), (&nodes[1], &nodes[0], 1)] {
+        node.peer(PeerUpdate {
+            endpoint: Some(([192, 0, 2, host], peer.device.state().listen_port).into()),
+            allowed_ips: owns(&[&format!("10.9.0.{host}/32")]),
+            ..PeerUpdate::new(peer.key.public_key())
+        });
+    }
+    let listener = nodes[1].namespace.enter(|| TcpListener::bind("10.9.0.2:7001")).unwrap();
+    let mut client = nodes[0].namespace.enter(|| TcpStream::connect("10.9.0.2:7001")).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    let sender = std::thread::spawn(move || client.write_all(&vec![3; BYTES]));
+    let mut received = Vec::new();
+    server.set_read_timeout(Some(DEADLINE)).unwrap();
+    server.read_to_end(&mut received).unwrap();
+    sender.join().unwrap().unwrap();
+    assert_eq!(received.len(), BYTES);
+    assert_eq!(nodes[0].count(Count::SendFailed), 0);
 }
