@@ -332,3 +332,88 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
     // Longer than anybody waits, and no clock overflows.
     seconds.filter(|seconds| *seconds <= 366 * 24 * 3600).map(Duration::from_secs).ok_or_else(wrong)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn times_are_as_people_write_them() {
+        for (text, seconds) in [("30s", 30), ("5m", 300), ("2h", 7200), ("7", 7)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "s", "1d", "-1s", "99999999999h", "18446744073709551615m"] {
+            duration(text).expect_err(text);
+        }
+    }
+
+    /// Takes one request and answers with one line.
+    async fn answer(listener: &UnixListener, line: &str) {
+        let (mut stream, _) = listener.accept().await.expect("a caller");
+        let mut request = [0; 256];
+        let length = stream.read(&mut request).await.expect("a request");
+        assert!(request[..length].starts_with(b"GET /v1/events?pod=client HTTP/1.0\r\n"));
+        let text = format!("HTTP/1.0 200 OK\r\ncontent-type: application/x-ndjson\r\n\r\n{line}\n");
+        stream.write_all(text.as_bytes()).await.expect("an answer");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_restarts_is_waited_for_and_the_gap_is_told() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent.sock");
+        let agent = Agent { name: "alpha/node1".into(), socket: socket.clone() };
+        let (news, mut incoming) = mpsc::channel(8);
+        let agents = async {
+            let listener = UnixListener::bind(&socket).expect("a socket");
+            answer(&listener, "before").await;
+            drop(listener);
+            std::fs::remove_file(&socket).expect("the socket goes with the agent");
+            let listener = UnixListener::bind(&socket).expect("a socket");
+            answer(&listener, "after").await;
+        };
+        let told = async {
+            let mut told = Vec::new();
+            while told.len() < 4 {
+                told.push(match incoming.recv().await.expect("more news") {
+                    News::Line(line) => line,
+                    News::Note(note) => note,
+                });
+            }
+            told
+        };
+        let path = "/v1/events?pod=client";
+        let both = async { tokio::join!(connect(vec![agent.clone()], path, news), agents, told) };
+        let (connected, (), told) =
+            tokio::time::timeout(Duration::from_secs(20), both).await.expect("within the deadline");
+        connected.expect("the agent answers");
+        assert_eq!(
+            (told[0].as_str(), told[2].contains("again"), told[3].as_str()),
+            ("before", true, "after")
+        );
+        assert!(told[1].contains("has gone"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn agents_that_are_all_away_are_an_error_and_their_refusals_are_passed_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("agent.sock");
+        let agent = Agent { name: "alpha/node1".into(), socket: socket.clone() };
+        let (news, _incoming) = mpsc::channel(8);
+        let error = connect(vec![agent.clone()], "/", news.clone()).await.expect_err("nobody answers");
+        assert!(error.to_string().contains("alpha/node1: no answer"), "{error}");
+
+        let listener = UnixListener::bind(&socket).expect("a socket");
+        let refusing = async {
+            let (mut stream, _) = listener.accept().await.expect("a caller");
+            let _ = stream.read(&mut [0; 256]).await;
+            let text = b"HTTP/1.0 400 Bad Request\r\n\r\n`colour` is not a filter\n";
+            stream.write_all(text).await.expect("an answer");
+        };
+        let (error, ()) = tokio::join!(connect(vec![agent], "/", news), refusing);
+        let error = error.expect_err("a refusal");
+        assert!(error.to_string().contains("`colour` is not a filter"), "{error}");
+    }
+}

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bpf;
 mod crds;
 mod fuzz;
+mod truth;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "What make and CI call")]
@@ -23,6 +24,8 @@ enum Command {
     Crds(crds::Crds),
     /// Run every fuzz target for a while
     Fuzz(fuzz::Fuzz),
+    /// Compare policy three ways: a naive reference, the resolver, the eBPF programs
+    Truth(truth::Truth),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -30,6 +33,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bpf(bpf) => bpf.run(&workspace()),
         Command::Crds(crds) => crds.run(&workspace()),
         Command::Fuzz(fuzz) => fuzz.run(&workspace()),
+        Command::Truth(truth) => truth.run(&workspace()),
     }
 }
 

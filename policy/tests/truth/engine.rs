@@ -42,9 +42,12 @@ impl Node {
         node
     }
 
-    /// Whether all of its policies are enforced as written: what is left of one need not be.
+    /// Whether its policies are valid: what is left of one need not be.
     pub(crate) fn can_be_of(world: &World) -> bool {
-        world.policies.iter().all(|policy| parse::policy(&name(policy), &policy.specs).problems.is_empty())
+        world.policies.iter().all(|policy| {
+            let problems = parse::policy(&name(policy), &policy.specs).problems;
+            problems.is_empty() != policy.specs.iter().any(truth::asks_for_more)
+        })
     }
 
     pub(crate) fn empty(world: &World) -> Self {
@@ -81,7 +84,8 @@ impl Node {
     pub(crate) fn set_policy(&mut self, policy: &Policy) {
         let name = name(policy);
         let parsed = parse::policy(&name, &policy.specs);
-        assert_eq!(parsed.problems, [], "{name}: {:#?}", policy.specs);
+        let asks_for_more = policy.specs.iter().any(truth::asks_for_more);
+        assert_eq!(!parsed.problems.is_empty(), asks_for_more, "{parsed:#?}\n{:#?}", policy.specs);
         self.engine.set_policy(name, Some(parsed));
     }
 

@@ -17,7 +17,7 @@ mod report;
 mod shrink;
 mod world;
 
-pub use reference::{Decision, decide};
+pub use reference::{Decision, asks_for_more, decide};
 pub use report::report;
 pub use shrink::shrink;
 pub use world::{Direction, Kind, Packet, Peer, Pod, Policy, Protocol, Reserved, Service, World};

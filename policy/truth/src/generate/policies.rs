@@ -125,7 +125,24 @@ fn cilium_rule(rng: &mut Rng, world: &World, prefix: &str, deny: bool) -> Value 
         3 if ports => rule["icmps"] = several(rng, 1, |rng| json!({"fields": several(rng, 1, icmp)})),
         _ => {}
     }
+    if !deny && one_in(rng, 16) {
+        add_unsupported(rng, &mut rule, prefix);
+    }
     rule
+}
+
+/// What is not supported grants nothing.
+fn add_unsupported(rng: &mut Rng, rule: &mut Value, prefix: &str) {
+    match rng.u8(..4) {
+        0 => rule["authentication"] = json!({"mode": "required"}),
+        1 => rule[format!("{prefix}Requires")] = json!([{"matchLabels": {"tier": "front"}}]),
+        2 if prefix == "to" => *rule = json!({"toFQDNs": [{"matchName": "example.org"}]}),
+        _ => {
+            if let Some(Value::Array(ports)) = rule.get_mut("toPorts") {
+                ports[0]["rules"] = json!({"http": [{"method": "GET"}]});
+            }
+        }
+    }
 }
 
 fn entity(rng: &mut Rng) -> Value {

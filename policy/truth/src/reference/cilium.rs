@@ -25,7 +25,26 @@ pub(super) fn opinion(world: &World, namespace: Option<&str>, spec: &Value, pack
     let has_rules = !allow.is_empty() || !deny.is_empty();
     let isolates = spec["enableDefaultDeny"].get(way).and_then(Value::as_bool).unwrap_or(has_rules);
     let holds = |rule: &Value| is_about(world, namespace, rule, packet);
-    Opinion { isolates, allows: allow.iter().any(holds), denies: deny.iter().any(holds) }
+    let grants = |rule: &Value| !is_beyond_us(rule) && holds(rule);
+    // "The effects of any Requires field in any rule will apply to all other rules as well": without support for it, nobody
+    // can be said to meet it.
+    let unmet = ["fromRequires", "toRequires"];
+    let shuts = |rule: &Value| unmet.iter().any(|field| rule.get(field).is_some());
+    let denies = deny.iter().any(holds) || allow.iter().any(shuts);
+    Opinion { isolates, allows: allow.iter().any(grants), denies }
+}
+
+/// Whether a rule asks for what is not supported: nothing is granted then.
+fn is_beyond_us(rule: &Value) -> bool {
+    let fields = ["authentication", "fromRequires", "toRequires", "toFQDNs"];
+    fields.iter().any(|field| rule.get(field).is_some())
+}
+
+/// Whether there is something in a spec that is not supported.
+pub fn asks_for_more(spec: &Value) -> bool {
+    let rules = ["ingress", "egress"].into_iter().flat_map(|way| list(spec, way));
+    let in_ports = |rule: &Value| list(rule, "toPorts").iter().any(|ports| ports.get("rules").is_some());
+    rules.into_iter().any(|rule| is_beyond_us(rule) || in_ports(rule))
 }
 
 /// All parts that are there have to hold. A rule without any is about nothing; one whose list of peers is there and
@@ -161,7 +180,9 @@ fn is_behind(world: &World, namespace: Option<&str>, peer: &Value, pod: &Pod) ->
 }
 
 fn is_port(world: &World, rule: &Value, packet: &Packet) -> bool {
-    let ports = list(rule, "toPorts").iter().flat_map(|ports| list(ports, "ports"));
+    // Ports with conditions on what is said through them are not supported, and not granted.
+    let plain = list(rule, "toPorts").iter().filter(|ports| ports.get("rules").is_none());
+    let ports = plain.flat_map(|ports| list(ports, "ports"));
     let icmps = list(rule, "icmps").iter().flat_map(|icmp| list(icmp, "fields"));
     ports.into_iter().any(|port| is_one_port(world, port, packet))
         || icmps.into_iter().any(|field| is_icmp(field, packet))

@@ -4,6 +4,7 @@ mod cilium;
 mod kubernetes;
 mod selector;
 
+pub use cilium::asks_for_more;
 use serde_json::Value;
 
 use crate::world::{Direction, Kind, Packet, Peer, Pod, Reserved, World};
