@@ -366,10 +366,9 @@ mod tests {
         let socket = folder.path().join("agent.sock");
         let agent = Agent { name: "alpha/node1".into(), socket: socket.clone() };
         let (news, mut incoming) = mpsc::channel(8);
+        let listener = UnixListener::bind(&socket).expect("a socket");
         let agents = async {
-            let listener = UnixListener::bind(&socket).expect("a socket");
             answer(&listener, "before").await;
-            drop(listener);
             std::fs::remove_file(&socket).expect("the socket goes with the agent");
             let listener = UnixListener::bind(&socket).expect("a socket");
             answer(&listener, "after").await;
