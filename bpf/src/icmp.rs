@@ -11,7 +11,7 @@ use crate::Verdict;
 use crate::checksum::Difference;
 use crate::count::count;
 use crate::maps::CT_REPLY;
-use crate::packet::{Packet, TCP, UDP, load, read_addr};
+use crate::packet::{Packet, TCP, UDP, load, read, read_addr};
 use crate::rewrite::HalfWritten;
 
 const ICMP_LEN: u32 = 8;
@@ -92,16 +92,14 @@ pub struct About {
 #[inline(always)]
 pub fn about<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<About> {
     let quoted = quoted(ctx, packet)?;
-    let mut transport = [0u8; 8];
-    load(ctx, quoted.l4, &mut transport)?;
+    let transport = read(ctx, quoted.l4)?;
     let Quoted { protocol, source, destination, .. } = quoted;
     Some(About { protocol, source, destination, transport })
 }
 
 #[inline(always)]
 fn quoted<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<Quoted> {
-    let mut kind = [0u8; 1];
-    load(ctx, packet.l4, &mut kind)?;
+    let kind: [u8; 1] = read(ctx, packet.l4)?;
     if V4 {
         // Unreachable (with "fragmentation needed"), time exceeded, parameter problem.
         if !matches!(kind[0], 3 | 11 | 12) {

@@ -5,6 +5,8 @@
 //! - transport headers behind more than [`MAX_EXTENSIONS`] extension headers or beyond [`MAX_L4`];
 //! - truncated headers: the kernel drops them itself.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_vlan_pop};
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::{Addr, FragmentKey};
@@ -175,8 +177,7 @@ impl Packet<false> {
             if !is_extension(self.protocol) {
                 break;
             }
-            let mut head = [0u8; 8];
-            load(ctx, self.l4, &mut head)?;
+            let head: [u8; 8] = read(ctx, self.l4)?;
             let len = match self.protocol {
                 HOP_BY_HOP | DESTINATION_OPTIONS => (head[1] as u32 + 1) * 8,
                 ROUTING if head[3] == 0 => (head[1] as u32 + 1) * 8,
@@ -321,6 +322,17 @@ pub fn load<const N: usize>(ctx: &TcContext, offset: u32, to: &mut [u8; N]) -> O
     // SAFETY: the helper writes N bytes or fails.
     let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.as_mut_ptr().cast(), N as u32) };
     if result == 0 { Some(()) } else { None }
+}
+
+/// The same into a place of its own, which need not be cleared first.
+#[inline(always)]
+pub fn read<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
+    let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+    // SAFETY: the helper writes N bytes or fails.
+    let result =
+        unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+    // SAFETY: it has not failed.
+    if result == 0 { Some(unsafe { bytes.assume_init() }) } else { None }
 }
 
 /// Makes the first `len` bytes of the frame, or all of a shorter one, directly readable. Most frames are already.

@@ -5,7 +5,7 @@ use isthmus_bpf_abi::{Addr, PolicyCtKey};
 
 use crate::icmp;
 use crate::packet::{
-    ACK, ETH_LEN, FIN, Fragment, ICMP, ICMPV6, Packet, RST, SCTP, SYN, TCP, UDP, at, load,
+    ACK, ETH_LEN, FIN, Fragment, ICMP, ICMPV6, Packet, RST, SCTP, SYN, TCP, UDP, at, read,
 };
 
 /// Who began an exchange of ICMP echoes: both sides may ask with the same identifier.
@@ -13,24 +13,26 @@ const ASKS: u16 = 1;
 const ANSWERS: u16 = 0;
 
 /// A packet, as one of a flow of its endpoint.
+///
+/// In this order what is cleared at first are eight bytes in a row, and not a number for which the compiler calls a loop.
 #[repr(C)]
 pub struct Flow {
     pub key: PolicyCtKey,
     /// The other side of this packet, where it is not that of its flow: an ICMP error may come from any router.
     pub remote: Addr,
     pub fragment_id: u32,
-    /// IP protocol number of this packet.
-    pub protocol: u8,
-    pub kind: Kind,
-    /// The endpoint has sent this packet.
-    pub egress: bool,
-    pub from_host: bool,
     pub tcp_flags: u8,
     pub icmp_type: u8,
     /// First of some fragments, whose identification is known.
     pub fragments: bool,
     /// So that there is no gap, which the verifier would take for something unread.
     pub pad: u8,
+    /// IP protocol number of this packet.
+    pub protocol: u8,
+    pub kind: Kind,
+    /// The endpoint has sent this packet.
+    pub egress: bool,
+    pub from_host: bool,
 }
 
 /// What may become of a packet without a known flow.
@@ -53,44 +55,45 @@ impl Flow {
     /// Nothing but the interface and the direction.
     #[inline(always)]
     pub fn unknown(ctx: &TcContext, egress: bool) -> Self {
-        // SAFETY: the context is the kernel's.
-        let (ifindex, from_host) =
-            unsafe { ((*ctx.skb.skb).ifindex, !egress && (*ctx.skb.skb).ingress_ifindex == 0) };
-        Self {
-            key: PolicyCtKey {
-                local: Addr([0; 4]),
-                remote: Addr([0; 4]),
-                ifindex,
-                local_port_be: 0,
-                remote_port_be: 0,
-                protocol: 0,
-            },
-            remote: Addr([0; 4]),
-            fragment_id: 0,
-            protocol: 0,
-            kind: Kind::Begins,
-            egress,
-            from_host,
-            tcp_flags: 0,
-            icmp_type: 0,
-            fragments: false,
-            pad: 0,
-        }
+        const NONE: Addr = Addr([0; 4]);
+        Self::between(ctx, &NONE, &NONE, 0, egress)
     }
 
     /// Addresses and protocol.
     #[inline(always)]
-    pub fn read_ip<const V4: bool, const EGRESS: bool>(&mut self, packet: &Packet<V4>) {
+    pub fn of_ip<const V4: bool, const EGRESS: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Self {
         let (local, remote) = if EGRESS {
             (&packet.source, &packet.destination)
         } else {
             (&packet.destination, &packet.source)
         };
-        self.key.local = *local;
-        self.key.remote = *remote;
-        self.key.protocol = packet.protocol as u32;
-        self.remote = *remote;
-        self.protocol = packet.protocol;
+        Self::between(ctx, local, remote, packet.protocol, EGRESS)
+    }
+
+    #[inline(always)]
+    fn between(ctx: &TcContext, local: &Addr, remote: &Addr, protocol: u8, egress: bool) -> Self {
+        // SAFETY: the context is the kernel's.
+        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        Self {
+            key: PolicyCtKey {
+                local: *local,
+                remote: *remote,
+                ifindex,
+                local_port_be: 0,
+                remote_port_be: 0,
+                protocol: protocol as u32,
+            },
+            remote: *remote,
+            fragment_id: 0,
+            tcp_flags: 0,
+            icmp_type: 0,
+            fragments: false,
+            pad: 0,
+            protocol,
+            kind: Kind::Begins,
+            egress,
+            from_host: is_from_host(ctx, egress),
+        }
     }
 
     /// All the rest. `None` if the headers cannot be read.
@@ -114,10 +117,7 @@ impl Flow {
         }
         match packet.protocol {
             TCP | UDP | SCTP => {
-                let l4 = packet.l4_bounded()?;
-                let header: *const [u16; 4] = at(ctx, l4)?;
-                // SAFETY: `at` has checked the bounds; the machine has no alignment trap.
-                let [source, destination, ..] = unsafe { *header };
+                let (source, destination) = ports(ctx, packet)?;
                 let (local, remote) = if EGRESS { (source, destination) } else { (destination, source) };
                 self.key.local_port_be = local;
                 self.key.remote_port_be = remote;
@@ -163,9 +163,7 @@ impl Flow {
     #[inline(always)]
     fn read_icmp<const V4: bool>(&mut self, ctx: &TcContext, packet: &Packet<V4>) -> Option<()> {
         let (request, reply) = if V4 { (8, 0) } else { (128, 129) };
-        let mut head = [0u8; 8];
-        load(ctx, packet.l4, &mut head)?;
-        let [kind, _, _, _, id_high, id_low, ..] = head;
+        let [kind, _, _, _, id_high, id_low, ..] = read::<8>(ctx, packet.l4)?;
         self.icmp_type = kind;
         self.kind = Kind::Alone;
         if kind == request || kind == reply {
@@ -221,11 +219,33 @@ pub fn is_turning_point<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) ->
             .is_some_and(|flags| flags & (SYN | ACK) == SYN || flags & (FIN | RST) != 0)
 }
 
+/// Source and destination port. A header behind options may lie beyond what is directly readable.
+#[inline(always)]
+fn ports<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<(u16, u16)> {
+    if let Some(header) = at::<[u16; 2]>(ctx, packet.l4_bounded()?) {
+        // SAFETY: `at` has checked the bounds; the machine has no alignment trap.
+        let [source, destination] = unsafe { *header };
+        return Some((source, destination));
+    }
+    let [a, b, c, d] = read(ctx, packet.l4)?;
+    Some((u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])))
+}
+
 #[inline(always)]
 fn tcp_flags<const V4: bool>(ctx: &TcContext, packet: &Packet<V4>) -> Option<u8> {
-    let header: *const [u8; 20] = at(ctx, packet.l4_bounded()?)?;
-    // SAFETY: `at` has checked the bounds.
-    Some(unsafe { (*header)[13] })
+    if let Some(header) = at::<[u8; 14]>(ctx, packet.l4_bounded()?) {
+        // SAFETY: `at` has checked the bounds.
+        return Some(unsafe { (*header)[13] });
+    }
+    let [flags] = read(ctx, packet.l4 + 13)?;
+    Some(flags)
+}
+
+/// Whether the node itself has sent this to its pod: nothing has brought it here.
+#[inline(always)]
+pub fn is_from_host(ctx: &TcContext, egress: bool) -> bool {
+    // SAFETY: the context is the kernel's.
+    !egress && unsafe { (*ctx.skb.skb).ingress_ifindex } == 0
 }
 
 #[inline(always)]
@@ -262,15 +282,13 @@ pub fn is_link_housekeeping<const V4: bool, const EGRESS: bool>(
     if V4 || packet.protocol != ICMPV6 || packet.fragment != Fragment::No {
         return false;
     }
-    let (mut kind, mut hop_limit) = ([0u8; 1], [0u8; 1]);
-    if load(ctx, packet.l4, &mut kind).is_none() || load(ctx, ETH_LEN as u32 + 7, &mut hop_limit).is_none() {
-        return false;
-    }
-    match (hop_limit[0], EGRESS) {
-        (255, true) => matches!(kind[0], 133 | 135 | 136),
-        (255, false) => matches!(kind[0], 134..=137),
-        (1, true) => matches!(kind[0], 131 | 132 | 143),
-        (1, false) => kind[0] == 130,
+    let Some([kind]) = read(ctx, packet.l4) else { return false };
+    let Some([hop_limit]) = read(ctx, ETH_LEN as u32 + 7) else { return false };
+    match (hop_limit, EGRESS) {
+        (255, true) => matches!(kind, 133 | 135 | 136),
+        (255, false) => matches!(kind, 134..=137),
+        (1, true) => matches!(kind, 131 | 132 | 143),
+        (1, false) => kind == 130,
         _ => false,
     }
 }

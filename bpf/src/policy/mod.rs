@@ -15,6 +15,8 @@ mod flow;
 mod rules;
 mod track;
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use isthmus_bpf_abi::endpoint_flags::{EGRESS_ENFORCED, ENFORCED, INGRESS_ENFORCED, WAITING};
@@ -116,32 +118,40 @@ fn judge_ingress(skb: *mut __sk_buff, endpoint: &Endpoint, epoch: u32) -> u64 {
 #[inline(always)]
 fn judge<const EGRESS: bool>(ctx: &TcContext, endpoint: &Endpoint, epoch: u32) -> bool {
     let skb = ctx.skb.skb;
-    let mut flow = Flow::unknown(ctx, EGRESS);
-    // Only if the answers will be asked about need it be known that the node has begun.
-    if flow.from_host && endpoint.flags & (EGRESS_ENFORCED | WAITING) == 0 {
+    // Not cleared: most packets of endpoints without a policy never need it.
+    let mut flow = MaybeUninit::<Flow>::uninit();
+    let found =
+        if EGRESS { read_egress(skb, endpoint, &mut flow) } else { read_ingress(skb, endpoint, &mut flow) };
+    if found as u8 == Found::Passes as u8 {
         return true;
     }
-    let found = if EGRESS { read_egress(skb, endpoint, &mut flow) } else { read_ingress(skb, endpoint, &mut flow) };
+    // SAFETY: whatever else it is has been written with it.
+    let flow = unsafe { flow.assume_init_ref() };
     match found {
         Found::Passes => true,
         Found::TurningPoint => {
-            track::note_unenforced(&flow);
+            track::note_unenforced(flow);
             true
         }
-        Found::Flow => track::judge(skb, endpoint, &flow, epoch) != 0,
+        Found::Flow => track::judge(skb, endpoint, flow, epoch) != 0,
         Found::Forged => {
             count(Counter::PolicyForgedSource);
-            event::dropped(ctx, &flow, endpoint, DropReason::ForgedSource);
+            event::dropped(ctx, flow, endpoint, DropReason::ForgedSource);
             false
         }
-        Found::Unreadable => judge_unreadable(ctx, endpoint, &flow),
+        Found::Unreadable => {
+            count(Counter::PolicyUnreadable);
+            event::dropped(ctx, flow, endpoint, DropReason::Unreadable);
+            false
+        }
     }
 }
 
 /// What a packet turns out to be.
+#[derive(Clone, Copy)]
 #[repr(u8)]
 enum Found {
-    /// Nothing that a policy could be about.
+    /// Nothing that a policy could be about. Of everything else the flow is written.
     Passes = 0,
     /// To be noted, and passes.
     TurningPoint = 1,
@@ -152,67 +162,74 @@ enum Found {
 }
 
 #[inline(never)]
-fn read_egress(skb: *mut __sk_buff, endpoint: &Endpoint, flow: &mut Flow) -> Found {
+fn read_egress(skb: *mut __sk_buff, endpoint: &Endpoint, flow: &mut MaybeUninit<Flow>) -> Found {
     read::<true>(&TcContext::new(skb), endpoint, flow)
 }
 
 #[inline(never)]
-fn read_ingress(skb: *mut __sk_buff, endpoint: &Endpoint, flow: &mut Flow) -> Found {
+fn read_ingress(skb: *mut __sk_buff, endpoint: &Endpoint, flow: &mut MaybeUninit<Flow>) -> Found {
     read::<false>(&TcContext::new(skb), endpoint, flow)
 }
 
 #[inline(always)]
-fn read<const EGRESS: bool>(ctx: &TcContext, endpoint: &Endpoint, flow: &mut Flow) -> Found {
-    match packet::family(ctx) {
-        Some(Family::V4) => match Packet::parse_ipv4(ctx) {
-            Some(packet) => read_packet::<true, EGRESS>(ctx, &packet, endpoint, flow),
-            None => Found::Unreadable,
-        },
-        Some(Family::V6) => match Packet::parse_ipv6(ctx) {
-            Some(packet) => read_packet::<false, EGRESS>(ctx, &packet, endpoint, flow),
-            None => Found::Unreadable,
-        },
-        None if is_arp(ctx) => Found::Passes,
-        None => Found::Unreadable,
+fn read<const EGRESS: bool>(ctx: &TcContext, endpoint: &Endpoint, flow: &mut MaybeUninit<Flow>) -> Found {
+    let found = match packet::family(ctx) {
+        Some(Family::V4) => Packet::parse_ipv4(ctx)
+            .and_then(|packet| read_packet::<true, EGRESS>(ctx, &packet, endpoint, flow)),
+        Some(Family::V6) => Packet::parse_ipv6(ctx)
+            .and_then(|packet| read_packet::<false, EGRESS>(ctx, &packet, endpoint, flow)),
+        None if is_arp(ctx) => Some(Found::Passes),
+        None => None,
+    };
+    match found {
+        Some(found) => found,
+        None => unreadable::<EGRESS>(ctx, endpoint, flow),
     }
 }
 
+/// `None` if it cannot be read.
 #[inline(always)]
 fn read_packet<const V4: bool, const EGRESS: bool>(
     ctx: &TcContext,
     packet: &Packet<V4>,
     endpoint: &Endpoint,
-    flow: &mut Flow,
-) -> Found {
+    flow: &mut MaybeUninit<Flow>,
+) -> Option<Found> {
     if EGRESS && is_forged::<V4>(endpoint, &packet.source) {
-        flow.read_ip::<V4, EGRESS>(packet);
-        return Found::Forged;
+        flow.write(Flow::of_ip::<V4, EGRESS>(ctx, packet));
+        return Some(Found::Forged);
     }
-    let enforced = endpoint.flags & ENFORCED != 0;
+    // What the node sends is asked about only if its answers are: it need be known that the node has begun.
+    let asked = if flow::is_from_host(ctx, EGRESS) { EGRESS_ENFORCED | WAITING } else { ENFORCED };
+    let enforced = endpoint.flags & asked != 0;
     if !enforced && !flow::is_turning_point(ctx, packet) {
-        return Found::Passes;
+        return Some(Found::Passes);
     }
     if flow::is_link_housekeeping::<V4, EGRESS>(ctx, packet) {
-        return Found::Passes;
+        return Some(Found::Passes);
     }
-    flow.read_ip::<V4, EGRESS>(packet);
-    match flow.read::<V4, EGRESS>(ctx, packet) {
-        None => Found::Unreadable,
-        Some(()) if enforced => Found::Flow,
-        Some(()) => Found::TurningPoint,
+    // An IPv6 packet must not pass for one of the IPv4 address that it names.
+    if !V4 && (packet.source.is_v4() || packet.destination.is_v4()) {
+        return None;
     }
+    let flow = flow.write(Flow::of_ip::<V4, EGRESS>(ctx, packet));
+    flow.read::<V4, EGRESS>(ctx, packet)?;
+    Some(if enforced { Found::Flow } else { Found::TurningPoint })
 }
 
 /// No rule is about what nobody can read. The node's own bridge protocols and the like are not held up.
 #[inline(always)]
-fn judge_unreadable(ctx: &TcContext, endpoint: &Endpoint, flow: &Flow) -> bool {
-    let enforced = if flow.egress { EGRESS_ENFORCED } else { INGRESS_ENFORCED };
-    if endpoint.flags & (enforced | WAITING) == 0 || flow.from_host {
-        return true;
+fn unreadable<const EGRESS: bool>(
+    ctx: &TcContext,
+    endpoint: &Endpoint,
+    flow: &mut MaybeUninit<Flow>,
+) -> Found {
+    let enforced = if EGRESS { EGRESS_ENFORCED } else { INGRESS_ENFORCED };
+    if endpoint.flags & (enforced | WAITING) == 0 || flow::is_from_host(ctx, EGRESS) {
+        return Found::Passes;
     }
-    count(Counter::PolicyUnreadable);
-    event::dropped(ctx, flow, endpoint, DropReason::Unreadable);
-    false
+    flow.write(Flow::unknown(ctx, EGRESS));
+    Found::Unreadable
 }
 
 /// Whether the pod sends from an address that others take for somebody else's: their policies go by it.

@@ -57,6 +57,23 @@ fn extension_headers_hide_nothing() {
 }
 
 #[test]
+fn an_ipv6_packet_does_not_pass_for_one_of_an_ipv4_address() {
+    each_family(|pod| {
+        let ipv4 = "[::ffff:10.0.2.3]:40000";
+        pod.identify("10.0.2.3:0", PEER_IDENTITY);
+        pod.allow(
+            BOTH,
+            &[
+                (all_of(PEER_IDENTITY, Direction::Ingress), allowed()),
+                (all_of(PEER_IDENTITY, Direction::Egress), allowed()),
+            ],
+        );
+        assert_eq!(pod.gets(&frame(UDP, ipv4, "[fd00:1::2]:8080", 0)), DROP);
+        assert_eq!(pod.sends(&frame(UDP, "[fd00:1::2]:8080", ipv4, 0)), DROP);
+    });
+}
+
+#[test]
 fn a_pod_cannot_send_from_the_address_of_somebody_else() {
     each_family(|pod| {
         let Family { peer, other, stranger, pod: own } = pod.family;

@@ -118,7 +118,7 @@ fn a_flow_is_cut_when_its_other_side_becomes_somebody_else() {
 #[test]
 fn connections_from_before_the_first_policy_are_known_by_who_began_them() {
     each_family(|pod| {
-        let Family { pod: own, peer, other, .. } = pod.family;
+        let Family { pod: own, peer, other, stranger } = pod.family;
         pod.allow(NEITHER, &[]);
         // The pod has dialled one, and another has dialled the pod.
         assert_eq!(pod.sends(&frame(TCP, own, peer, SYN)), PASS);
@@ -130,6 +130,11 @@ fn connections_from_before_the_first_policy_are_known_by_who_began_them() {
         assert_eq!(pod.gets(&frame(TCP, peer, own, ACK)), PASS);
         assert_eq!(pod.sends(&frame(TCP, own, other, ACK)), DROP);
         assert_eq!(pod.gets(&frame(TCP, other, own, ACK)), DROP);
+        // The node has dialled too, while answers were free.
+        assert_eq!(pod.gets_from_host(&frame(TCP, stranger, own, SYN)), PASS);
+        pod.allow(BOTH, &[]);
+        assert_eq!(pod.sends(&frame(TCP, own, stranger, SYN | ACK)), PASS);
+        assert_eq!(pod.sends(&frame(TCP, own, peer, ACK)), DROP);
     });
 }
 
