@@ -17,7 +17,7 @@ use serde_json::json;
 use self::curl::Curl;
 use self::objects::Object;
 pub(crate) use self::objects::kind;
-use self::reach::RunningFlow;
+use self::reach::{RunningAttempts, RunningFlow};
 use self::traffic::Traffic;
 use crate::error::{Doing, LabError, Result};
 use crate::lab::Lab;
@@ -58,6 +58,7 @@ pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mu
         scenario,
         traffic: BTreeMap::new(),
         flows: BTreeMap::new(),
+        attempts: BTreeMap::new(),
         before: BTreeMap::new(),
         node: None,
     };
@@ -108,6 +109,7 @@ struct Runner<'a> {
     scenario: &'a Scenario,
     traffic: BTreeMap<String, Traffic>,
     flows: BTreeMap<String, RunningFlow>,
+    attempts: BTreeMap<String, RunningAttempts>,
     /// Who answered a traffic's requests before the next change.
     before: BTreeMap<String, BTreeSet<String>>,
     /// Where the last client was, as `cluster/node`.
@@ -226,6 +228,8 @@ impl Runner<'_> {
             Verb::Flow(flow) => self.flow(flow).await,
             Verb::GoesOn(goes_on) => self.goes_on(goes_on).await,
             Verb::Cut(cut) => self.cut_flow(cut).await,
+            Verb::Attempts(attempts) => self.attempts(attempts).await,
+            Verb::EndAttempts(end) => self.end_attempts(end),
         }
     }
 

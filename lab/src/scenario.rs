@@ -16,7 +16,7 @@ pub use self::action::{
     Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, Observe, Partition,
     Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
-pub use self::reach::{Connects, Cut, Expect, Flow, GoesOn};
+pub use self::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
 use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};

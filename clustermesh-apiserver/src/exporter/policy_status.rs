@@ -156,7 +156,8 @@ mod tests {
         let (kind, name) = (PolicyKind::CiliumNetworkPolicy, Name::new("app", "a"));
         let says = LocalPolicy::new("u".to_owned(), 1, vec![spec]);
         PolicyFact {
-            problems: understand(kind, &name, &says).into(),
+            problems: understand(kind, &name, &says).problems.into(),
+            subjects: [].into(),
             name,
             kind,
             says: says.into(),

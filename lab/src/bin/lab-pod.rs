@@ -6,7 +6,8 @@
 //!
 //! `lab-pod echo [--port N]` answers HTTP with the names of its cluster, node and pod, which it knows from its
 //! environment. `lab-pod ask ADDRESS` asks such a one over a single connection, again and again, and writes a line for each
-//! answer; it fails when there is none for two seconds. `lab-pod pause` sleeps until it is told to end.
+//! answer; it fails when there is none for two seconds. `lab-pod knock ADDRESS` connects again and again, and writes `made` or
+//! `denied` for each attempt. `lab-pod pause` sleeps until it is told to end.
 
 #![forbid(unsafe_code)]
 
@@ -25,8 +26,9 @@ fn main() -> ExitCode {
         Some("run") => run(args),
         Some("echo") => isthmus_lab::images::echo(args),
         Some("ask") => isthmus_lab::images::ask(args),
+        Some("knock") => isthmus_lab::images::knock(args),
         Some("pause") => isthmus_lab::images::pause(),
-        _ => Err(anyhow::anyhow!("usage: lab-pod run|echo|ask|pause (part of `isthmus lab`)")),
+        _ => Err(anyhow::anyhow!("usage: lab-pod run|echo|ask|knock|pause (part of `isthmus lab`)")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

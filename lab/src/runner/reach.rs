@@ -2,18 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Child;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Runner;
 use crate::error::{LabError, Result};
 use crate::kubelet::PodRecord;
-use crate::scenario::{Connects, Cut, Expect, Family, Flow, GoesOn, PodRef};
+use crate::scenario::{Attempts, Connects, Cut, EndAttempts, Expect, Family, Flow, GoesOn, PodRef};
 use crate::{programs, wait};
 
 /// A connection that is not made within this time is taken for denied: a second attempt of TCP lies in it.
@@ -27,6 +28,25 @@ pub(super) struct RunningFlow {
     answers: watch::Receiver<usize>,
     reader: JoinHandle<()>,
     _process: Child,
+}
+
+/// A pod that connects again and again.
+pub(super) struct RunningAttempts {
+    tally: Arc<Mutex<AttemptTally>>,
+    reader: JoinHandle<()>,
+    _process: Child,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct AttemptTally {
+    made: usize,
+    denied: usize,
+}
+
+impl Drop for RunningAttempts {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
 }
 
 impl Drop for RunningFlow {
@@ -78,6 +98,30 @@ impl Runner<'_> {
         Ok(())
     }
 
+    pub(super) async fn attempts(&mut self, step: &Attempts) -> Result<()> {
+        let from = self.client(&step.from)?;
+        let address = SocketAddr::new(self.addresses(&step.to, step.family)?.remove(0), step.port);
+        let running = RunningAttempts::start(&from, address).await?;
+        wait::until(format!("attempts {} to begin", step.name), Duration::from_secs(30), || async {
+            let tally = running.tally();
+            if tally.made + tally.denied > 0 { Ok(()) } else { Err("none yet".to_owned()) }
+        })
+        .await?;
+        self.attempts.insert(step.name.clone(), running);
+        Ok(())
+    }
+
+    pub(super) fn end_attempts(&mut self, step: &EndAttempts) -> Result<()> {
+        let running = self.attempts.remove(&step.name);
+        let running = running.ok_or_else(|| LabError::invalid(format!("no attempts {} run", step.name)))?;
+        let AttemptTally { made, denied } = running.tally();
+        let against = if step.expect == Expect::Allowed { denied } else { made };
+        if made + denied > 0 && against == 0 {
+            return Ok(());
+        }
+        Err(LabError::invalid(format!("attempts {}: {made} connections were made, {denied} not", step.name)))
+    }
+
     fn running_flow(&self, name: &str) -> Result<&RunningFlow> {
         self.flows.get(name).ok_or_else(|| LabError::invalid(format!("no flow {name} runs")))
     }
@@ -103,16 +147,48 @@ impl Runner<'_> {
     }
 }
 
+impl RunningAttempts {
+    async fn start(from: &PodRecord, address: SocketAddr) -> Result<Self> {
+        let (process, mut lines) = ask(from, "knock", address).await?;
+        let tally = Arc::new(Mutex::new(AttemptTally::default()));
+        let reader = tokio::spawn({
+            let tally = tally.clone();
+            async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                    match line.as_str() {
+                        "made" => tally.made += 1,
+                        _ => tally.denied += 1,
+                    }
+                }
+            }
+        });
+        Ok(Self { tally, reader, _process: process })
+    }
+
+    fn tally(&self) -> AttemptTally {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs a part of `lab-pod` in a pod, and reads what it says line by line.
+async fn ask(
+    from: &PodRecord,
+    part: &str,
+    address: SocketAddr,
+) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
+    let lab_pod = programs::ours(programs::LAB_POD)?.to_string_lossy().into_owned();
+    let launch = from.launch(&[lab_pod, part.to_owned(), address.to_string()])?;
+    let mut process = launch.piped(Stdio::null()).await?;
+    let output = process.stdout.take().ok_or_else(|| LabError::invalid("a process without its output"))?;
+    Ok((process, BufReader::new(output).lines()))
+}
+
 impl RunningFlow {
     async fn start(from: &PodRecord, address: SocketAddr) -> Result<Self> {
-        let lab_pod = programs::ours(programs::LAB_POD)?.to_string_lossy().into_owned();
-        let launch = from.launch(&[lab_pod, "ask".to_owned(), address.to_string()])?;
-        let mut process = launch.piped(Stdio::null()).await?;
-        let output =
-            process.stdout.take().ok_or_else(|| LabError::invalid("a process without its output"))?;
+        let (process, mut lines) = ask(from, "ask", address).await?;
         let (tell, answers) = watch::channel(0);
         let reader = tokio::spawn(async move {
-            let mut lines = BufReader::new(output).lines();
             while let Ok(Some(_)) = lines.next_line().await {
                 tell.send_modify(|answers| *answers += 1);
             }

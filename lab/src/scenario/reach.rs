@@ -57,6 +57,33 @@ pub struct Flow {
     pub within: Duration,
 }
 
+/// Connects from a pod to a pod all the time, each time anew, until `endAttempts`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attempts {
+    /// How later steps call it.
+    pub name: String,
+    /// Who connects.
+    pub from: PodRef,
+    /// To whom.
+    pub to: PodRef,
+    /// To which TCP port.
+    #[serde(default = "echo")]
+    pub port: u16,
+    /// Over which family; the pod's first one when left out.
+    pub family: Option<Family>,
+}
+
+/// Ends attempts and judges all of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndAttempts {
+    /// Which.
+    pub name: String,
+    /// What has become of every single one.
+    pub expect: Expect,
+}
+
 /// A flow gets more answers than it has had so far.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

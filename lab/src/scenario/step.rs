@@ -11,7 +11,7 @@ use super::action::{
 };
 use crate::spec::Encryption;
 
-use super::reach::{Connects, Cut, Expect, Flow, GoesOn};
+use super::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
 
 /// One step, checked.
 #[derive(Debug, Clone)]
@@ -54,6 +54,8 @@ pub enum Verb {
     Flow(Flow),
     GoesOn(GoesOn),
     Cut(Cut),
+    Attempts(Attempts),
+    EndAttempts(EndAttempts),
 }
 
 /// A step as it is written: `say`, exactly one verb, and perhaps `shows`.
@@ -87,12 +89,15 @@ pub(super) struct FileStep {
     flow: Option<Flow>,
     goes_on: Option<GoesOn>,
     cut: Option<Cut>,
+    attempts: Option<Attempts>,
+    end_attempts: Option<EndAttempts>,
     shows: Option<Shows>,
 }
 
 const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
                         endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status, \
-                        capture, forge, rotateKey, encryption, connects, flow, goesOn, cut";
+                        capture, forge, rotateKey, encryption, connects, flow, goesOn, cut, \
+                        attempts, endAttempts";
 
 impl Step {
     pub(super) fn check(step: FileStep, clusters: &[&str], dir: &Path) -> Result<Self, String> {
@@ -123,6 +128,8 @@ impl Step {
         verbs.extend(step.flow.map(Verb::Flow));
         verbs.extend(step.goes_on.map(Verb::GoesOn));
         verbs.extend(step.cut.map(Verb::Cut));
+        verbs.extend(step.attempts.map(Verb::Attempts));
+        verbs.extend(step.end_attempts.map(Verb::EndAttempts));
         let (Some(verb), true) = (verbs.pop(), verbs.is_empty()) else { return Err(ONE_VERB.into()) };
         verb.check(clusters, dir)?;
         if let Some(shows) = &step.shows {
@@ -182,7 +189,9 @@ impl Verb {
             Self::RotateKey(r) => known([&r.node.cluster], clusters, "rotateKey.node"),
             Self::Connects(c) => known([&c.from.cluster, &c.to.cluster], clusters, "connects"),
             Self::Flow(f) => known([&f.from.cluster, &f.to.cluster], clusters, "flow"),
-            Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) | Self::GoesOn(_) | Self::Cut(_) => Ok(()),
+            Self::Attempts(a) => known([&a.from.cluster, &a.to.cluster], clusters, "attempts"),
+            Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) => Ok(()),
+            Self::GoesOn(_) | Self::Cut(_) | Self::EndAttempts(_) => Ok(()),
         }
     }
 
@@ -224,6 +233,9 @@ impl Verb {
             Self::Flow(f) => format!("{} keeps a connection to {} port {}", f.from, f.to, f.port),
             Self::GoesOn(g) => format!("flow {} goes on", g.flow),
             Self::Cut(c) => format!("flow {} is cut", c.flow),
+            Self::Attempts(a) => format!("{} tries to reach {} port {} all the time", a.from, a.to, a.port),
+            Self::EndAttempts(e) if e.expect == Expect::Allowed => format!("no attempt of {} failed", e.name),
+            Self::EndAttempts(e) => format!("no attempt of {} got through", e.name),
             Self::Forge(f) => format!("{} sends to {} in the name of {}, in vain", f.node, f.to, f.source),
         }
     }
@@ -258,26 +270,27 @@ pub(super) fn check_traffic(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
-/// Every mention of a flow comes while there is one of that name.
+/// Every mention of a flow, or of attempts, comes while there are some of that name.
 pub(super) fn check_flows(steps: &[Step]) -> Result<(), String> {
-    let mut running: BTreeSet<&str> = BTreeSet::new();
+    let mut running: BTreeSet<(&str, &str)> = BTreeSet::new();
     for (i, step) in steps.iter().enumerate() {
-        let mentioned = match &step.verb {
-            Verb::Flow(flow) => {
-                if !running.insert(&flow.name) {
-                    return Err(format!("steps[{i}].flow.name: flow {} runs already", flow.name));
-                }
-                continue;
-            }
-            Verb::GoesOn(goes_on) => &goes_on.flow,
-            Verb::Cut(cut) => &cut.flow,
+        let (what, name, begins, ends) = match &step.verb {
+            Verb::Flow(flow) => ("flow", &flow.name, true, false),
+            Verb::GoesOn(goes_on) => ("flow", &goes_on.flow, false, false),
+            Verb::Cut(cut) => ("flow", &cut.flow, false, true),
+            Verb::Attempts(attempts) => ("attempts", &attempts.name, true, false),
+            Verb::EndAttempts(end) => ("attempts", &end.name, false, true),
             _ => continue,
         };
-        if !running.contains(mentioned.as_str()) {
-            return Err(format!("steps[{i}]: no flow {mentioned} runs by then; a step `flow` starts it"));
-        }
-        if let Verb::Cut(cut) = &step.verb {
-            running.remove(cut.flow.as_str());
+        let known = running.contains(&(what, name.as_str()));
+        match (begins, known) {
+            (true, true) => return Err(format!("steps[{i}].{what}.name: {what} {name} runs already")),
+            (true, false) => drop(running.insert((what, name))),
+            (false, false) => {
+                return Err(format!("steps[{i}]: no {what} {name} runs by then; a step `{what}` starts it"));
+            }
+            (false, true) if ends => drop(running.remove(&(what, name.as_str()))),
+            (false, true) => {}
         }
     }
     Ok(())

@@ -4,8 +4,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use isthmus_policy::Problem;
+use isthmus_policy::labels::Selector;
 use isthmus_policy::parse::ProblemKind;
+use isthmus_policy::{Parsed, Problem};
 use isthmus_wire::local::{LocalPolicy, PolicyKey, PolicyKind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub(crate) struct PolicyFact {
     pub conditions: Vec<Value>,
     /// What of it is not enforced as written.
     pub problems: Arc<[Problem]>,
+    /// Whom it is about: those that any of these select.
+    pub subjects: Arc<[Selector]>,
 }
 
 impl Fact for PolicyFact {
@@ -60,7 +63,7 @@ impl Written {
             self.metadata.generation.unwrap_or_default(),
             self.spec.into_iter().chain(self.specs.into_iter().flatten()).collect(),
         );
-        let problems = understand(kind, &name, &says);
+        let Parsed { rules, problems } = understand(kind, &name, &says);
         findings.extend(problems.iter().filter(|problem| problem.is_failure()).map(finding));
         PolicyFact {
             name,
@@ -69,15 +72,15 @@ impl Written {
             resource_version: self.metadata.resource_version.unwrap_or_default(),
             conditions: self.status.conditions.unwrap_or_default(),
             problems: problems.into(),
+            subjects: rules.into_iter().map(|rule| rule.subject).collect(),
         }
     }
 }
 
-/// What of a policy is not enforced as written, and what happens instead.
-pub(crate) fn understand(kind: PolicyKind, name: &Name, says: &LocalPolicy) -> Vec<Problem> {
+/// What a policy says, what of it is not enforced as written, and what happens instead.
+pub(crate) fn understand(kind: PolicyKind, name: &Name, says: &LocalPolicy) -> Parsed {
     // Kubernetes admits no other names; such a policy would not reach the agents either.
-    let Some(name) = policy_key(kind, name) else { return Vec::new() };
-    isthmus_policy::parse::policy(&name, &says.specs).problems
+    policy_key(kind, name).map(|name| isthmus_policy::parse::policy(&name, &says.specs)).unwrap_or_default()
 }
 
 /// The policy's name in the store and in all that is said of it; `None` for one that Kubernetes would never admit.
