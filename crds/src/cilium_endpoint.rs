@@ -32,6 +32,21 @@ pub struct CiliumEndpointStatus {
     /// Name of the pod's service account, empty if unknown (before Cilium 1.17).
     #[serde(rename = "service-account")]
     pub service_account: String,
+    /// The pod's ports that have names.
+    #[serde(rename = "named-ports")]
+    pub named_ports: Option<Vec<EndpointPort>>,
+}
+
+/// A port with a name.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EndpointPort {
+    /// The name.
+    pub name: String,
+    /// The number.
+    pub port: i32,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
 }
 
 /// The endpoint's security identity.

@@ -16,6 +16,7 @@ mod resource;
 
 pub use cilium_endpoint::{
     AddressPair, CiliumEndpoint, CiliumEndpointStatus, EncryptionSpec, EndpointIdentity, EndpointNetworking,
+    EndpointPort,
 };
 pub use cilium_identity::{CiliumIdentity, MANAGED_BY, MANAGED_BY_LABEL, POD_NAMESPACE_LABEL};
 pub use cilium_node::{CiliumNode, CiliumNodeSpec, HealthSpec, IngressSpec, IpamSpec, NodeAddress};

@@ -452,7 +452,12 @@ fn node() -> impl Strategy<Value = Value> {
 fn endpoint() -> impl Strategy<Value = Value> {
     (prop::sample::select(vec![1_u32, 6, 65_600, 131_100, 196_700, 786_500]), 0..PODS).prop_map(
         |(identity, host)| {
-            Value::Endpoint(Endpoint { identity, host: Some(pod_ip(host)), encryption_key: 0 })
+            Value::Endpoint(Endpoint {
+                identity,
+                host: Some(pod_ip(host)),
+                encryption_key: 0,
+                ..Endpoint::default()
+            })
         },
     )
 }

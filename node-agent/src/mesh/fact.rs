@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use isthmus_bpf_abi::Protocol;
+use isthmus_policy::NamedPorts;
 use isthmus_wireguard::config::PublicKey;
 
 /// A point in time: how long after the agent's start. The state machine has no clock; it is told.
@@ -215,7 +216,7 @@ pub struct NodeAddress {
 }
 
 /// A pod's address, or a prefix, with its identity.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Endpoint {
     /// Numeric identity as its cluster states it.
     pub identity: u32,
@@ -223,6 +224,8 @@ pub struct Endpoint {
     pub host: Option<IpAddr>,
     /// Encryption key index: 0 plain, 255 WireGuard.
     pub encryption_key: u8,
+    /// The pod's ports that have names; none if it has none.
+    pub named_ports: Option<Arc<NamedPorts>>,
 }
 
 /// What a cluster says about itself.

@@ -172,6 +172,9 @@ impl Mesh {
             .map(|(prefix, by, _)| (prefix, by.clone()))
             .collect();
         for (prefix, by) in gone {
+            self.named_ports.state(number, prefix, None, |id| {
+                changes.identities.insert(id);
+            });
             self.prefixes.remove(prefix, by);
         }
         for (name, node) in &cluster.nodes {
@@ -274,6 +277,10 @@ impl Mesh {
     ) -> Result<(), Refusal> {
         changes.prefixes.insert(prefix);
         let by = Claimant { cluster: number, kind: Kind::Endpoint, node: Arc::from("") };
+        let ports = endpoint.as_ref().and_then(|it| Some((it.identity, it.named_ports.clone()?)));
+        self.named_ports.state(number, prefix, ports, |id| {
+            changes.identities.insert(id);
+        });
         let Some(endpoint) = endpoint else {
             if self.prefixes.remove(prefix, by).is_some() {
                 self.clusters[usize::from(number)].endpoints -= 1;

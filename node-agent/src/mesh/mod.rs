@@ -9,6 +9,7 @@ mod cluster;
 pub mod event;
 pub mod fact;
 mod intake;
+mod named_ports;
 mod prefix;
 mod ranges;
 mod refusal;
@@ -18,10 +19,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use isthmus_policy::NamedPorts;
 
 use self::cluster::{Cluster, ClusterIds};
 pub use self::event::{MeshEvent, Resource};
 use self::fact::{Backend, Fact, LocalService, Node, Provenance, RemoteService, RemoteSlice, ServiceName};
+use self::named_ports::NamedPortTable;
 use self::prefix::Prefixes;
 pub use self::prefix::{Claim, Claimant, Kind};
 use self::ranges::Ranges;
@@ -76,6 +79,7 @@ pub struct Mesh {
     own_addresses: BTreeSet<IpAddr>,
     /// Ranges in which pods live, whether anything is known of them or not.
     strict_ranges: BTreeSet<IpNet>,
+    named_ports: NamedPortTable,
     /// Nodes of a cluster by address; more than one while an address passes from node to node.
     hosts: HashMap<(u16, IpAddr), BTreeSet<Arc<str>>>,
 }
@@ -87,7 +91,7 @@ pub struct Changes {
     pub services: HashSet<ServiceName>,
     /// Prefixes about which something else may hold now.
     pub prefixes: HashSet<IpNet>,
-    /// Identities whose labels may be others now.
+    /// Identities whose labels or named ports may be others now.
     pub identities: HashSet<u32>,
     /// Nodes that may be others now.
     pub nodes: HashSet<NodeId>,
@@ -226,6 +230,7 @@ impl Mesh {
             ranges: Ranges::default(),
             own_addresses: BTreeSet::new(),
             strict_ranges: BTreeSet::new(),
+            named_ports: NamedPortTable::default(),
             hosts: HashMap::new(),
         }
     }
@@ -256,14 +261,22 @@ impl Mesh {
     /// The labels of an identity, `source:key=value;` for each, as the cluster states them that holds its number. Reserved
     /// identities have none.
     pub fn identity(&self, id: u32) -> Option<&Arc<str>> {
-        if id < FIRST_CLUSTER_IDENTITY {
-            return None;
-        }
+        let number = self.holder_of(id)?;
+        self.clusters[usize::from(number)].identities.get(&id)
+    }
+
+    /// The named ports of all pods of an identity, as the cluster states them that holds its number.
+    pub fn named_ports(&self, id: u32) -> NamedPorts {
+        self.holder_of(id).map(|number| self.named_ports.of(number, id)).unwrap_or_default()
+    }
+
+    /// The cluster, by number, that holds an identity's number.
+    fn holder_of(&self, id: u32) -> Option<u16> {
         let cluster = u16::try_from(id >> self.own.identity_shift).ok()?;
         let number =
             if cluster == self.own.id { OWN } else { *self.numbers.get(self.ids.holder(cluster)?)? };
-        let holder = &self.clusters[usize::from(number)];
-        holder.identities.get(&id).filter(|_| holder.id == Some(cluster))
+        (id >= FIRST_CLUSTER_IDENTITY && self.clusters[usize::from(number)].id == Some(cluster))
+            .then_some(number)
     }
 
     /// Names of all services of the own cluster.

@@ -18,7 +18,12 @@ fn described(cluster: &str, id: u16) -> MeshEvent {
 }
 
 fn pod(cluster: &str, addr: &str, identity: u32, host: &str) -> MeshEvent {
-    let endpoint = Endpoint { identity, host: Some(host.parse().expect("an address")), encryption_key: 0 };
+    let endpoint = Endpoint {
+        identity,
+        host: Some(host.parse().expect("an address")),
+        encryption_key: 0,
+        ..Endpoint::default()
+    };
     MeshEvent::Endpoint { cluster: cluster.into(), prefix: prefix(addr), endpoint: Some(endpoint) }
 }
 
@@ -270,4 +275,27 @@ fn an_event_touches_what_it_is_about_and_nothing_else() {
 #[test]
 fn what_an_address_costs_in_memory_does_not_creep() {
     assert!(size_of::<(IpNet, Claimant)>() + size_of::<Claim>() <= 120);
+}
+
+#[test]
+fn a_cluster_names_the_ports_of_its_own_identities_and_of_no_others() {
+    let named = |cluster: &str, addr: &str, identity: u32, port: u16| {
+        let mut ports = NamedPorts::new();
+        ports.insert("http", isthmus_policy::model::Transport::Tcp, port);
+        let endpoint = Endpoint { identity, named_ports: Some(Arc::new(ports)), ..Endpoint::default() };
+        MeshEvent::Endpoint { cluster: cluster.into(), prefix: prefix(addr), endpoint: Some(endpoint) }
+    };
+    let numbers =
+        |mesh: &Mesh, id: u32| mesh.named_ports(id).iter().map(|port| port.port).collect::<Vec<u16>>();
+    let mut mesh = mesh();
+    let (_, changes) = tell(&mut mesh, named("alpha", "10.1.0.1", 65_537, 80));
+    assert!(changes.identities.contains(&65_537));
+    tell(&mut mesh, described("beta", 2)).0.expect("a cluster");
+    tell(&mut mesh, named("beta", "10.2.0.1", 131_073, 8080)).0.expect("its own");
+    tell(&mut mesh, named("beta", "10.2.0.2", 65_537, 22)).0.expect_err("another's");
+    tell(&mut mesh, named("beta", "10.2.0.3", 6, 22)).0.expect("reserved ones belong to all");
+    assert_eq!((numbers(&mesh, 65_537), numbers(&mesh, 131_073)), (vec![80], vec![8080]));
+    assert!(numbers(&mesh, 6).is_empty());
+    let (_, changes) = tell(&mut mesh, MeshEvent::ClusterRemoved { cluster: "beta".into() });
+    assert!(changes.identities.contains(&131_073) && numbers(&mesh, 131_073).is_empty());
 }

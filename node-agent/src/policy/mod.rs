@@ -229,6 +229,7 @@ impl Policies {
         for number in &changes.identities {
             let labels = mesh.identity(*number).and_then(|text| Labels::decode(text.as_bytes()).ok());
             self.engine.set_identity(NumericIdentity(*number), labels.map(Arc::new));
+            self.engine.set_named_ports(NumericIdentity(*number), mesh.named_ports(*number));
         }
         for name in &changes.services {
             self.engine.set_service(service_name(name), mesh.local_service(name).map(service));

@@ -217,7 +217,7 @@ fn a_pod_s_identity_is_stated_once_its_address_has_one() {
     let mut world = World::read();
     world.pod(3, "a", false);
     world.made(1);
-    let address = Address { identity: (1 << 16) + 9, host: None, encryption_key: 0 };
+    let address = Address { identity: (1 << 16) + 9, host: None, ..Address::default() };
     let prefix = "10.1.0.7/32".parse().expect("a prefix");
     world.tell(MeshEvent::Endpoint { cluster: "alpha".into(), prefix, endpoint: Some(address) });
     let ops = world.made(2);

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_bpf_abi::Protocol;
-use isthmus_policy::{Parsed, PolicyName};
+use isthmus_policy::model::Transport;
+use isthmus_policy::{NamedPorts, Parsed, PolicyName};
 use isthmus_wire::local::{LocalNamespace, LocalPolicy, LocalService};
 use isthmus_wire::validate::{self, RemoteCluster};
 use isthmus_wire::value::{AddressKind, ServicePorts, TrafficPolicy};
@@ -208,7 +209,28 @@ fn endpoint(key: &Key, value: &[u8], entry: isthmus_wire::IpEntry) -> Result<fac
     if entry.net().prefix_len() == 0 {
         return Err(mismatch("Mask", "a prefix that covers every address".to_owned()));
     }
-    Ok(fact::Endpoint { identity: pair.id.0, host: pair.host_ip, encryption_key: pair.key })
+    Ok(fact::Endpoint {
+        identity: pair.id.0,
+        host: pair.host_ip,
+        encryption_key: pair.key,
+        named_ports: named_ports(&pair.named_ports),
+    })
+}
+
+/// Most named ports that count of one address; what a pod's containers may have is not bounded by Kubernetes.
+const MAX_NAMED_PORTS: usize = 64;
+
+fn named_ports(listed: &[isthmus_wire::value::NamedPort]) -> Option<Arc<NamedPorts>> {
+    let mut ports = NamedPorts::new();
+    for port in listed.iter().take(MAX_NAMED_PORTS) {
+        let protocol = match port.protocol {
+            isthmus_wire::value::Protocol::Tcp => Transport::Tcp,
+            isthmus_wire::value::Protocol::Udp => Transport::Udp,
+            isthmus_wire::value::Protocol::Sctp => Transport::Sctp,
+        };
+        ports.insert(&port.name, protocol, port.port);
+    }
+    (!ports.is_empty()).then(|| Arc::new(ports))
 }
 
 fn labels(origin: &Origin, key: &Key, value: &[u8]) -> Result<Arc<str>, EntryError> {

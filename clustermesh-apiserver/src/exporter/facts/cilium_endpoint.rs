@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use isthmus_crds::CiliumEndpoint;
+use isthmus_wire::value::NamedPort;
 
 use super::cilium_node::encryption_key;
 use super::{Assigned, EndpointFact, Finding, Host, Name, Reason, Source, optional_address};
@@ -47,7 +48,21 @@ impl Source for CiliumEndpoint {
                 encryption_key: encryption_key(status.encryption.key, findings),
             },
             service_account: status.service_account.into(),
+            named_ports: named_ports(status.named_ports.unwrap_or_default()),
             created: self.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
         }
     }
+}
+
+/// One whose protocol or number means nothing is passed over: names of ports serve policies alone.
+fn named_ports(listed: Vec<isthmus_crds::EndpointPort>) -> Vec<NamedPort> {
+    let read = |port: isthmus_crds::EndpointPort| {
+        let number = super::port(Some(&port.protocol), port.port).ok()?;
+        (!port.name.is_empty()).then_some(NamedPort {
+            name: port.name,
+            port: number.port,
+            protocol: number.protocol,
+        })
+    };
+    listed.into_iter().filter_map(read).collect()
 }

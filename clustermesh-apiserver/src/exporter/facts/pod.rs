@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use isthmus_wire::pod_labels::is_identity_relevant;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use isthmus_wire::value::{NamedPort, ServicePort};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 
 use super::{Fact, Finding, Name, Source, address, canonical};
 
@@ -19,6 +20,8 @@ pub(crate) struct EndpointFact {
     pub identity: Assigned,
     pub host: Host,
     pub service_account: Arc<str>,
+    /// Ports with a name: what policies of other endpoints mean by the name. Without duplicates, ordered.
+    pub named_ports: Vec<NamedPort>,
     /// Unix seconds. Of two pods that claim one address, the younger has it.
     pub created: i64,
 }
@@ -55,6 +58,7 @@ impl Source for Pod {
     fn fact(self, findings: &mut Vec<Finding>) -> EndpointFact {
         let name = Name::of(&self);
         let spec = self.spec.unwrap_or_default();
+        let named_ports = named_ports(&spec);
         let status = self.status.unwrap_or_default();
         let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let alive = !ended && !spec.host_network.unwrap_or(false);
@@ -73,9 +77,28 @@ impl Source for Pod {
                 addresses: host_addresses(&status),
             },
             service_account: spec.service_account_name.unwrap_or_default().into(),
+            named_ports,
             created: self.metadata.creation_timestamp.map_or(0, |time| time.0.as_second()),
         }
     }
+}
+
+/// Of all its containers, those that run beside the others after having been started first included. Kubernetes admits no
+/// other protocols; one that comes regardless is passed over.
+fn named_ports(spec: &PodSpec) -> Vec<NamedPort> {
+    let beside = spec.init_containers.iter().flatten();
+    let ports = spec.containers.iter().chain(beside).flat_map(|container| container.ports.iter().flatten());
+    let mut named: Vec<NamedPort> = ports
+        .filter_map(|port| {
+            let name = port.name.clone().filter(|name| !name.is_empty())?;
+            let ServicePort { protocol, port } =
+                super::port(port.protocol.as_deref(), port.container_port).ok()?;
+            Some(NamedPort { name, port, protocol })
+        })
+        .collect();
+    named.sort_by(|a, b| (&a.name, a.protocol, a.port).cmp(&(&b.name, b.protocol, b.port)));
+    named.dedup();
+    named
 }
 
 fn addresses(status: &PodStatus, findings: &mut Vec<Finding>) -> Vec<IpAddr> {
@@ -132,6 +155,22 @@ mod tests {
         assert_eq!(fact.addresses.len(), 2);
         let Assigned::ByLabels(labels) = fact.identity else { panic!("{fact:?}") };
         assert_eq!(labels.keys().collect::<Vec<_>>(), ["app"]);
+    }
+
+    #[test]
+    fn ports_with_a_name_are_known_by_it() {
+        let fact = pod(
+            serde_json::json!({
+                "containers": [
+                    {"name": "a", "ports": [{"containerPort": 8080, "name": "http"}, {"containerPort": 1}]},
+                    {"name": "b", "ports": [{"containerPort": 53, "name": "dns", "protocol": "UDP"}]},
+                ],
+                "initContainers": [{"name": "c", "ports": [{"containerPort": 8080, "name": "http"}]}],
+            }),
+            serde_json::json!({"phase": "Running"}),
+        );
+        let named: Vec<_> = fact.named_ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
+        assert_eq!(named, [("dns", 53), ("http", 8080)]);
     }
 
     #[test]

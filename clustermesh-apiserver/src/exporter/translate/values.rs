@@ -76,6 +76,7 @@ pub(crate) fn address(
         namespace: pod.name.namespace.to_string(),
         pod_name: pod.name.name.to_string(),
         service_account: pod.service_account.to_string(),
+        named_ports: pod.named_ports.clone(),
         ..IpIdentityPair::new(address, NumericIdentity(identity))
     }
     .encode()

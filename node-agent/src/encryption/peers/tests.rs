@@ -66,7 +66,8 @@ fn node(cluster: &str, id: u16, name: &str, ip: &str, range: &str, key: Wireguar
 fn pod(cluster: &str, id: u16, ip: &str, host: &str) -> MeshEvent {
     let prefix = IpNet::from(ip.parse::<IpAddr>().expect("an address"));
     let host = Some(host.parse().expect("an address"));
-    let endpoint = Endpoint { identity: u32::from(id) << 16 | 7, host, encryption_key: 255 };
+    let endpoint =
+        Endpoint { identity: u32::from(id) << 16 | 7, host, encryption_key: 255, ..Endpoint::default() };
     MeshEvent::Endpoint { cluster: cluster.into(), prefix, endpoint: Some(endpoint) }
 }
 
@@ -246,7 +247,7 @@ fn event(fact: &Fact) -> (String, MeshEvent) {
             let endpoint = host.map(|(of, host)| Endpoint {
                 identity: (*number as u32 + 1) << 16 | 1,
                 host: Some(address(of % 2, host)),
-                encryption_key: 0,
+                ..Endpoint::default()
             });
             (format!("p{number}-{pod}"), MeshEvent::Endpoint { cluster: cluster(*number), prefix, endpoint })
         }
