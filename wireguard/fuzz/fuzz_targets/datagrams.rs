@@ -7,7 +7,6 @@
 
 use std::cell::RefCell;
 use std::net::{SocketAddr, UdpSocket};
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use boringtun::noise::{Tunn, TunnResult};
@@ -41,12 +40,7 @@ impl Field {
         unshare(CloneFlags::CLONE_NEWNET).expect("network namespaces, which root may make");
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
         assert!(up.expect("ip").success());
-        let options = DeviceOptions {
-            name: "wgfuzz0".to_owned(),
-            mtu: 1420,
-            workers: NonZeroUsize::MIN,
-            ephemeral: true,
-        };
+        let options = DeviceOptions { ephemeral: true, ..DeviceOptions::new("wgfuzz0", 1420) };
         let device = Device::open(&options).expect("a TUN device");
         let private = PrivateKey::generate();
         let key = private.public_key();
