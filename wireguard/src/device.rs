@@ -46,6 +46,7 @@ use std::thread::JoinHandle;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 pub use counters::Count;
 use handshakes::HandshakeThread;
@@ -179,9 +180,11 @@ impl Device {
             device.wakes.push(Arc::clone(&wake));
             let worker =
                 Worker::new(Arc::clone(&device.shared), number, wake).map_err(DeviceError::Thread)?;
+            let shared = Arc::clone(&device.shared);
             device.start(format!("packets-{number}"), move || {
                 if let Err(error) = worker.run() {
-                    tracing::error!(%error, worker = number, "packet worker ended");
+                    tracing::error!(%error, worker = number, "packet worker ended; was the interface deleted?");
+                    shared.broken.cancel();
                 }
             })?;
         }
@@ -201,6 +204,11 @@ impl Device {
     /// When the interface was deleted.
     pub fn interface_index(&self) -> io::Result<u32> {
         self.shared.tun.index()
+    }
+
+    /// Cancelled when the device cannot go on, because its interface was deleted. It is to be dropped then.
+    pub fn broken(&self) -> CancellationToken {
+        self.shared.broken.clone()
     }
 
     /// How often this happened since the device was opened.

@@ -128,8 +128,17 @@ fn serve(run: Run) -> anyhow::Result<()> {
             %metrics,
             "ready to be configured"
         );
-        server.serve(device, shutdown).await;
+        let broken = device.broken();
+        tokio::select! {
+            () = server.serve(device, shutdown.clone()) => {}
+            () = broken.cancelled() => shutdown.cancel(),
+        }
         endpoints.finish().await;
+        anyhow::ensure!(
+            !broken.is_cancelled(),
+            "interface {} was deleted while in use; start again to make it anew, and configure it again",
+            options.name
+        );
         Ok(())
     })
 }

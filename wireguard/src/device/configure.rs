@@ -98,7 +98,7 @@ impl Device {
         }
         self.shared.replace_identities(after.clone());
         for peer in self.shared.table.peers() {
-            if after.current.as_ref().is_some_and(|current| current.public() == peer.key) {
+            if after.current.iter().chain(&after.next).any(|identity| identity.public() == peer.key) {
                 remove_peer(&self.shared, &peer);
                 continue;
             }

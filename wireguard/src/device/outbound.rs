@@ -1,5 +1,6 @@
 //! From the machine to the network: frames from the TUN device are cut into packets, encrypted and sent.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -47,8 +48,17 @@ impl Outbound {
     }
 
     /// Takes the frames that are there, at most a batch, and sends them.
-    pub(crate) fn round(&mut self, queue: &Queue, shared: &Shared, cache: &mut TableCache, sockets: &Pair) {
-        self.read(queue, shared, cache);
+    ///
+    /// # Errors
+    /// When the interface is gone.
+    pub(crate) fn round(
+        &mut self,
+        queue: &Queue,
+        shared: &Shared,
+        cache: &mut TableCache,
+        sockets: &Pair,
+    ) -> io::Result<()> {
+        let read = self.read(queue, shared, cache);
         let mut outlet =
             Outlet { batch: &mut self.batch, sockets, counters: &shared.counters, mtu: shared.mtu };
         let mut rest = &self.frames[..];
@@ -59,13 +69,13 @@ impl Outbound {
             rest = behind;
         }
         self.frames.clear();
+        read
     }
 
-    fn read(&mut self, queue: &Queue, shared: &Shared, cache: &mut TableCache) {
+    fn read(&mut self, queue: &Queue, shared: &Shared, cache: &mut TableCache) -> io::Result<()> {
         let mut at = 0;
         while self.frames.len() < FRAMES && self.arena.len() - at >= FRAME_MAX {
-            // An error is the device going down or away; epoll tells, too, and the worker goes on waiting.
-            let Ok(Some(length)) = queue.read(&mut self.arena[at..at + FRAME_MAX - BEHIND]) else { break };
+            let Some(length) = queue.read(&mut self.arena[at..at + FRAME_MAX - BEHIND])? else { break };
             let (start, end) = (at + VNET_HEADER, at + length);
             let Some(header) = self.arena[at..end].first_chunk().and_then(VnetHeader::parse) else {
                 shared.counters.count(Count::BadFrame);
@@ -82,6 +92,7 @@ impl Outbound {
             self.frames.push(Frame { start, end, header, peer: Arc::clone(peer) });
             at = (end + BEHIND).next_multiple_of(64);
         }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use tokio_util::sync::CancellationToken;
 
 use super::counters::Counters;
 use super::identity::Identity;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     /// Bytes of packets that wait for handshakes.
     pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) stop: AtomicBool,
+    /// Cancelled when a worker had to end.
+    pub(crate) broken: CancellationToken,
 }
 
 impl Shared {
@@ -54,6 +57,7 @@ impl Shared {
             bounds,
             waiting: Arc::default(),
             stop: AtomicBool::new(false),
+            broken: CancellationToken::new(),
         }
     }
 

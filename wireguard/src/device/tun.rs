@@ -95,13 +95,18 @@ impl Queue {
     }
 
     /// The next frame, header first: its length, or `None` when there is none now.
+    ///
+    /// # Errors
+    /// When the interface was deleted (`EBADFD`).
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
             match (&self.file).read(buffer) {
                 Ok(length) => return Ok(Some(length)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.raw_os_error() == Some(libc::EBADFD) => return Err(error),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                // The frame is lost; the next may be good.
+                Err(_) => return Ok(None),
             }
         }
     }

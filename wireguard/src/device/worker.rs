@@ -69,7 +69,7 @@ impl Worker {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => self.woken()?,
-                    TUN => self.send(),
+                    TUN => self.send()?,
                     which => self.receive((which - SOCKETS) as usize),
                 }
             }
@@ -77,9 +77,9 @@ impl Worker {
         Ok(())
     }
 
-    fn send(&mut self) {
+    fn send(&mut self) -> io::Result<()> {
         let queue = &self.shared.tun.queues()[self.number];
-        self.outbound.round(queue, &self.shared, &mut self.cache, self.sockets.pair(self.number));
+        self.outbound.round(queue, &self.shared, &mut self.cache, self.sockets.pair(self.number))
     }
 
     fn receive(&mut self, which: usize) {

@@ -2,7 +2,7 @@
 
 use isthmus_wireguard::device::{Device, DeviceError, DeviceOptions, delete_interface};
 
-use crate::field::{open, options};
+use crate::field::{open, options, wait_for};
 use crate::netns::Namespace;
 
 fn index_of(namespace: &Namespace, name: &'static str) -> Option<u32> {
@@ -52,4 +52,14 @@ fn a_name_that_the_kernel_does_not_allow_is_refused_with_the_rule() {
     for name in ["", "sixteen-bytes-xx", "a/b", "a b", ".."] {
         assert!(matches!(Device::open(&DeviceOptions::new(name, 1420)), Err(DeviceError::BadName(_))));
     }
+}
+
+#[test]
+fn a_device_whose_interface_is_deleted_says_that_it_cannot_go_on() {
+    let namespace = Namespace::new();
+    let device = open(&namespace, options(true));
+    let broken = device.broken();
+    assert!(!broken.is_cancelled());
+    namespace.ip("link delete wg0");
+    wait_for("the device to notice", || broken.is_cancelled().then_some(()));
 }
