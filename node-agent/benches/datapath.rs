@@ -17,18 +17,19 @@ mod packet;
 mod sandbox;
 
 use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
 use isthmus_bpf_abi::{
-    Backend, Counter, Direction, IpcacheEntry, IpcacheKey, PolicyEntry, PolicyKey, Protocol, SlotKey,
-    policy_flags,
+    Backend, Counter, Direction, IpcacheEntry, IpcacheKey, LocalPod, PolicyEntry, PolicyKey, Protocol,
+    SlotKey, ipcache_flags, mark, policy_flags,
 };
 use isthmus_node_agent::datapath::{
-    AtFirst, Datapath, EndpointSettings, Enforcement, MapOp, PacketContext, PacketProgram,
+    AtFirst, Datapath, EncryptionDevice, EncryptionMode, EndpointSettings, Enforcement, MapOp, PacketContext,
+    PacketProgram,
 };
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
@@ -61,6 +62,10 @@ fn main() {
             config.sizes.policy_entries = 2 * IDENTITIES;
         });
         policies(&datapath, &mut report.lock().expect("no panic before"));
+    });
+    sandbox(|sandbox| {
+        let datapath = sandbox.datapath_with(|config| config.sizes.ipcache = 2 * IDENTITIES);
+        encryption(&datapath, &mut report.lock().expect("no panic before"));
     });
     sandbox(|sandbox| connects(sandbox, &mut report.lock().expect("no panic before")));
     sandbox(|sandbox| {
@@ -107,6 +112,44 @@ fn packets(datapath: &Datapath, report: &mut Report) {
             assert_eq!(count(datapath, Counter::TcReply) - before, rounds, "every round was a hit");
         }
     }
+}
+
+/// What is to be decided about a packet's encryption, among ten thousand pods of other nodes. The loopback interface, by
+/// which test packets come in, stands for the pod's veth and for the device.
+fn encryption(datapath: &Datapath, report: &mut Report) {
+    const LOOPBACK: u32 = 1;
+    let node = IpAddr::from(Ipv4Addr::new(172, 20, 0, 2));
+    let peer = |number: u32| Ipv4Addr::from(0x0a10_0000 + number);
+    let entry = IpcacheEntry {
+        identity: 131_072,
+        host: node.into(),
+        key: 255,
+        flags: ipcache_flags::HAS_HOST,
+        ..IpcacheEntry::default()
+    };
+    let known: Vec<_> = (0..IDENTITIES)
+        .map(|number| MapOp::PutIpcache { key: IpcacheKey::host(peer(number).into()), entry })
+        .collect();
+    assert!(datapath.apply(&known).iter().all(Result::is_ok));
+    let own = Ipv4Addr::new(10, 0, 1, 2);
+    let pod = LocalPod { ifindex: LOOPBACK, ..LocalPod::default() };
+    datapath.put_local_pod(own.into(), pod).expect("a pod");
+    let (own, remote) = (format!("{own}:8080"), format!("{}:40000", peer(77)));
+    let to_remote = Frame::tcp(&own, &remote, ACK);
+    let to_world = Frame::tcp(&own, "1.1.1.1:443", ACK);
+    let from_remote = Frame::tcp(&remote, &own, ACK);
+    let context = PacketContext { mark: mark::DECRYPTED, ..PacketContext::default() };
+    let mut row = |what: &str, value| report.add(&format!("encryption: {what}"), "ns/packet", None, value);
+    row("off, to another node's pod", run(datapath, PacketProgram::FromPod, &to_remote));
+    row("off, to a pod", run_in(datapath, PacketProgram::ToPod, context, &from_remote));
+    let device = Some(EncryptionDevice { ifindex: LOOPBACK, mtu: 1420 });
+    datapath.set_encryption(EncryptionMode::On { device, strict: true }).expect("on");
+    row("on, to the world", run(datapath, PacketProgram::FromPod, &to_world));
+    let before = count(datapath, Counter::Encrypted);
+    row("on, to another node's pod: redirected", run(datapath, PacketProgram::FromPod, &to_remote));
+    assert_eq!(count(datapath, Counter::Encrypted) - before, SAMPLES as u64 * u64::from(ROUNDS));
+    row("strict, to a pod, decrypted", run_in(datapath, PacketProgram::ToPod, context, &from_remote));
+    row("strict, to a pod, in the clear: dropped", run(datapath, PacketProgram::ToPod, &from_remote));
 }
 
 /// A pod with a policy of many identities. What begins no flow and belongs to none (SYN and ACK of a connection that nobody

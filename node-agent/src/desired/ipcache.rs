@@ -53,7 +53,14 @@ pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<Ipcache
             let flags = if mesh.is_in_strict_range(prefix) { ipcache_flags::STRICT_RANGE } else { 0 };
             let identity = cidr.map(|cidr| cidr.identity.0);
             let identity = identity.or_else(|| mesh.is_strict_range(prefix).then_some(reserved::WORLD))?;
-            Some(IpcacheEntry { identity, flags, ..IpcacheEntry::default() })
+            let mut entry = IpcacheEntry { identity, flags, ..IpcacheEntry::default() };
+            // Nor does it take a part of the range of a node's pods out of what is encrypted.
+            if let Some(around) = mesh.around(prefix).map(self::entry) {
+                const HOST: u8 = ipcache_flags::HAS_HOST | ipcache_flags::IPV6_HOST;
+                (entry.host, entry.key) = (around.host, around.key);
+                entry.flags |= around.flags & HOST;
+            }
+            Some(entry)
         }
     }
 }

@@ -289,6 +289,11 @@ impl Mesh {
         self.winner(prefix).map(|(by, claim, id)| self.resolved(by, claim, id))
     }
 
+    /// What holds about the smallest range around a prefix, other than itself.
+    pub fn around(&self, prefix: IpNet) -> Option<Resolved> {
+        std::iter::successors(prefix.supernet(), IpNet::supernet).find_map(|range| self.resolve(range))
+    }
+
     /// Whose a prefix is, or nothing.
     pub fn place(&self, prefix: IpNet) -> Option<Place> {
         let (by, claim, _) = self.winner(prefix)?;

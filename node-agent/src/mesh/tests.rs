@@ -121,6 +121,20 @@ fn a_peer_cannot_speak_about_the_pods_and_nodes_of_the_own_cluster() {
     assert_eq!(identity(&mesh, "10.1.0.7"), Some((131_100, 2)));
 }
 
+#[test]
+fn what_is_around_a_part_of_a_nodes_range_is_the_range() {
+    let mut mesh = mesh();
+    tell(&mut mesh, described("beta", 2)).0.expect("free");
+    tell(&mut mesh, node("beta", 2, "node-1", "172.18.2.1", "10.2.0.0/24")).0.expect("its own");
+    let around = mesh.around(prefix("10.2.0.128/25")).expect("the range");
+    assert_eq!(
+        (around.identity, around.host),
+        (reserved::WORLD, mesh.resolve(prefix("10.2.0.0/24")).expect("it").host)
+    );
+    assert_eq!(mesh.around(prefix("10.2.0.0/24")), None, "a range is not around itself");
+    assert_eq!(mesh.around(prefix("10.0.0.0/8")), None);
+}
+
 /// A hostile peer, whose id is lower than its victim's.
 fn hostile(name: &str, ip: &str, range: &str) -> MeshEvent {
     node("evil", 2, name, ip, range)

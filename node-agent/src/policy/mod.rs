@@ -315,6 +315,16 @@ impl Policies {
         self.cidrs.keys().copied().filter(|_| self.in_force())
     }
 
+    /// Those inside a range.
+    pub fn cidrs_within(&self, range: IpNet) -> impl Iterator<Item = IpNet> + '_ {
+        let first = IpNet::new(range.network(), 0).unwrap_or(range);
+        self.cidrs
+            .range(first..)
+            .map(|(prefix, _)| *prefix)
+            .take_while(move |prefix| prefix.addr() <= range.broadcast())
+            .filter(move |prefix| range.contains(prefix) && self.in_force())
+    }
+
     /// Takes in what became of the operations. What failed is part of the next plan after [`Policies::retry`].
     pub fn confirm(&mut self, ops: &[PolicyOp], results: Vec<Result<(), Fault>>) -> usize {
         let mut failed = 0;

@@ -252,8 +252,10 @@ impl Reconciler {
     /// Prefixes about which not the mesh alone has something to say.
     fn with_cidrs(&self, delta: &mut Delta, prefixes: &HashSet<IpNet>) {
         let more = |prefix: IpNet| self.policies.cidr(prefix).is_some() || self.mesh.is_strict_range(prefix);
-        for prefix in prefixes.iter().filter(|prefix| more(**prefix)) {
-            delta.ipcache.insert(ipcache::key(*prefix), ipcache::wanted(&self.mesh, &self.policies, *prefix));
+        // What a policy says of a part of a range depends on the range.
+        let parts = prefixes.iter().flat_map(|range| self.policies.cidrs_within(*range));
+        for prefix in prefixes.iter().copied().filter(|prefix| more(*prefix)).chain(parts) {
+            delta.ipcache.insert(ipcache::key(prefix), ipcache::wanted(&self.mesh, &self.policies, prefix));
         }
     }
 
