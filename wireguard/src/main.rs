@@ -101,7 +101,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("isthmus-wireguard: {error:#}");
+            eprintln!("isthmus-wireguard: {error}");
             ExitCode::FAILURE
         }
     }
