@@ -438,8 +438,17 @@ async fn a_policy_s_status_names_what_is_not_supported_and_takes_it_back_once_it
     let better = json!({"spec": {"endpointSelector": {}, "egress": [{"toEntities": ["cluster"]}]}});
     let api = cilium_policies(&cluster);
     api.patch("web", &PatchParams::default(), &Patch::Merge(better)).await.expect("patched");
-    let valid = condition(&cluster, "True").await;
-    assert_eq!(valid["message"], "Policy validation succeeded");
+    let idle = condition(&cluster, "True").await;
+    assert!(idle["message"].as_str().expect("text").contains("selects no pod"), "{idle}");
+    cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
+    let api = cilium_policies(&cluster);
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while condition(&cluster, "True").await["message"] != "Policy validation succeeded" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the first pod that it selects is told of");
     eventually("the status page to forget it", || {
         let status = export.handle.status.borrow();
         if status.policies_with_problems.is_empty() {

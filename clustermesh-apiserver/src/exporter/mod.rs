@@ -220,6 +220,8 @@ impl Exporter {
             started: Instant::now(),
         };
         let outcome = tokio::select! {
+            // First, since it ends the others too.
+            biased;
             () = shutdown.cancelled() => Ok(()),
             outcome = work.run(received) => outcome,
             Some(ended) = tasks.join_next() => Err(ExporterError::Stopped(match ended {
@@ -345,9 +347,12 @@ impl Work {
             self.identities.carry_out(action);
         }
         for (kind, name, policy) in output.policies {
-            self.reporter.policy(kind, &name, policy.as_ref());
+            let key = (kind, name);
+            let idle = output.idle_policies.contains(&key);
+            self.reporter.policy(kind, &key.1, policy.as_ref());
+            self.reporter.idle_policy(kind, &key.1, idle);
             // Without a receiver somebody else writes the status.
-            let _ = self.policies.send(((kind, name), policy));
+            let _ = self.policies.send((key, policy.map(|policy| (policy, idle))));
         }
         for (kind, name, finding) in output.findings {
             let api_version = if kind == "CiliumIdentity" { "cilium.io/v2" } else { "v1" };

@@ -25,8 +25,8 @@ const LONGEST_MESSAGE: usize = 4096;
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// A policy as it is now (`None`: gone).
-pub(crate) type Seen = ((PolicyKind, Name), Option<PolicyFact>);
+/// A policy as it is now, and whether it selects no pod (`None`: gone).
+pub(crate) type Seen = ((PolicyKind, Name), Option<(PolicyFact, bool)>);
 
 /// Keeps the conditions of policies right, one request at a time, until `shutdown`.
 pub(crate) async fn keep(
@@ -36,7 +36,7 @@ pub(crate) async fn keep(
 ) {
     let work = async {
         // Only policies whose condition is not right wait here, each once.
-        let mut waiting: BTreeMap<(PolicyKind, Name), PolicyFact> = BTreeMap::new();
+        let mut waiting: BTreeMap<(PolicyKind, Name), (PolicyFact, bool)> = BTreeMap::new();
         let mut delay = FIRST_RETRY;
         loop {
             if waiting.is_empty() {
@@ -49,7 +49,7 @@ pub(crate) async fn keep(
                 take(&mut waiting, policy);
             }
             let Some(((kind, name), policy)) = waiting.pop_first() else { continue };
-            match write(&client, kind, &policy).await {
+            match write(&client, kind, &policy.0, policy.1).await {
                 Ok(()) => delay = FIRST_RETRY,
                 Err(error) => {
                     tracing::warn!(kind = %kind, policy = %name, "cannot write a policy's status, trying again: {error}");
@@ -63,16 +63,19 @@ pub(crate) async fn keep(
     shutdown.run_until_cancelled(work).await;
 }
 
-fn take(waiting: &mut BTreeMap<(PolicyKind, Name), PolicyFact>, (key, policy): Seen) {
-    match policy.filter(|policy| policy.kind != PolicyKind::NetworkPolicy && conditions(policy).is_some()) {
+fn take(waiting: &mut BTreeMap<(PolicyKind, Name), (PolicyFact, bool)>, (key, policy): Seen) {
+    let is_wrong = |(policy, idle): &(PolicyFact, bool)| {
+        policy.kind != PolicyKind::NetworkPolicy && conditions(policy, *idle).is_some()
+    };
+    match policy.filter(is_wrong) {
         Some(policy) => drop(waiting.insert(key, policy)),
         None => drop(waiting.remove(&key)),
     }
 }
 
 /// All conditions as they should be; none if they are.
-fn conditions(policy: &PolicyFact) -> Option<Vec<Value>> {
-    let (status, reason, message) = verdict(policy);
+fn conditions(policy: &PolicyFact, idle: bool) -> Option<Vec<Value>> {
+    let (status, reason, message) = verdict(policy, idle);
     let is_ours = |condition: &&Value| condition["type"] == CONDITION;
     let old = policy.conditions.iter().find(is_ours);
     let same = |field: &str, text: &str| old.is_some_and(|old| old[field] == text);
@@ -91,7 +94,7 @@ fn conditions(policy: &PolicyFact) -> Option<Vec<Value>> {
     Some(all)
 }
 
-fn verdict(policy: &PolicyFact) -> (&'static str, &'static str, String) {
+fn verdict(policy: &PolicyFact, idle: bool) -> (&'static str, &'static str, String) {
     let mut sentences = String::new();
     for problem in &*policy.problems {
         if !sentences.is_empty() {
@@ -109,11 +112,14 @@ fn verdict(policy: &PolicyFact) -> (&'static str, &'static str, String) {
         message = format!("{message}. {sentences}");
         message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
     }
+    if idle {
+        message.push_str(". It selects no pod of this cluster at present");
+    }
     ("True", "PolicyValid", message)
 }
 
-async fn write(client: &Client, kind: PolicyKind, policy: &PolicyFact) -> Result<(), String> {
-    let Some(conditions) = conditions(policy) else { return Ok(()) };
+async fn write(client: &Client, kind: PolicyKind, policy: &PolicyFact, idle: bool) -> Result<(), String> {
+    let Some(conditions) = conditions(policy, idle) else { return Ok(()) };
     let resource = ApiResource::from_gvk_with_plural(
         &GroupVersionKind::gvk("cilium.io", "v2", kind.kind()),
         match kind {
@@ -170,10 +176,13 @@ mod tests {
     fn a_condition_that_is_right_is_left_alone_and_others_are_kept() {
         let other = json!({"type": "Other", "status": "True"});
         let good = policy(json!({"endpointSelector": {}}), vec![other.clone()]);
-        let conditions = conditions(&good).expect("it has none yet");
+        let conditions = conditions(&good, false).expect("it has none yet");
         assert_eq!(conditions[0], other);
         assert_eq!((&conditions[1]["type"], &conditions[1]["status"]), (&json!("Valid"), &json!("True")));
-        assert_eq!(super::conditions(&PolicyFact { conditions, ..good }), None);
+        let good = PolicyFact { conditions, ..good };
+        assert_eq!(super::conditions(&good, false), None);
+        let idle = super::conditions(&good, true).expect("that is news");
+        assert!(idle[1]["message"].as_str().expect("text").contains("selects no pod"), "{idle:?}");
     }
 
     #[test]
@@ -182,7 +191,7 @@ mod tests {
             json!({"endpointSelector": {}, "egress": [{"toFQDNs": [{"matchName": "example.org"}]}]}),
             Vec::new(),
         );
-        let conditions = conditions(&bad).expect("it has none yet");
+        let conditions = conditions(&bad, false).expect("it has none yet");
         assert_eq!(conditions[0]["status"], "False");
         assert!(conditions[0]["message"].as_str().expect("text").contains("toFQDNs"), "{conditions:?}");
     }

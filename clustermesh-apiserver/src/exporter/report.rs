@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{Name, PolicyFact};
 use super::metrics::ExporterMetrics;
-use super::problem::{Finding, Subject};
+use super::problem::{Finding, Reason, Subject};
 use super::status::ExporterStatus;
 use super::translate::Counts;
 
@@ -111,6 +111,18 @@ impl Reporter {
             }
             true
         });
+    }
+
+    /// Whether a policy selects no pod at present: often a mistyped label.
+    pub(crate) fn idle_policy(&self, kind: PolicyKind, name: &Name, idle: bool) {
+        let api_version =
+            if kind == PolicyKind::NetworkPolicy { "networking.k8s.io/v1" } else { "cilium.io/v2" };
+        // Without a UID it is a subject of its own, beside what the watch said about the object.
+        let subject = Subject { api_version, kind: kind.kind(), name: name.clone(), uid: String::new() };
+        let message = "it selects no pod of this cluster at present, so it decides nothing".to_owned();
+        let findings =
+            if idle { vec![Finding::new(Reason::PolicySelectsNothing, message)] } else { Vec::new() };
+        self.findings(subject, findings);
     }
 
     /// A watch has failed. It is told when what it says is new.
@@ -261,7 +273,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
     use crate::exporter::facts::Name;
-    use crate::exporter::problem::Reason;
 
     fn subject() -> Subject {
         Subject { api_version: "v1", kind: "Service", name: Name::new("app", "echo"), uid: String::new() }

@@ -30,6 +30,8 @@ pub(crate) struct Endpoints {
     /// The pod under whose name an address is exported.
     exported: HashMap<IpAddr, Name>,
     dirty: BTreeSet<IpAddr>,
+    /// Label sets that the first pod has taken (`true`) or the last one has let go of since they were asked for.
+    label_sets: Vec<(LabelSet, bool)>,
 }
 
 /// What is to become of an address.
@@ -54,7 +56,18 @@ impl Endpoints {
             labels: HashMap::new(),
             exported: HashMap::new(),
             dirty: BTreeSet::new(),
+            label_sets: Vec::new(),
         }
+    }
+
+    /// Label sets that pods have now and had not, or the other way round, in order.
+    pub(crate) fn take_label_sets(&mut self) -> Vec<(LabelSet, bool)> {
+        std::mem::take(&mut self.label_sets)
+    }
+
+    /// The label sets that pods have.
+    pub(crate) fn label_sets(&self) -> impl Iterator<Item = &LabelSet> {
+        self.by_labels.keys()
     }
 
     pub(crate) fn apply(
@@ -185,13 +198,18 @@ impl Endpoints {
                 pods.remove(name);
                 if pods.is_empty() {
                     self.by_labels.remove(&old);
+                    self.label_sets.push((old.clone(), false));
                 }
             }
             identities.release(&old);
         }
         if let Some(wanted) = wanted {
             let labels = identities.acquire(wanted);
-            self.by_labels.entry(Arc::clone(&labels)).or_default().insert(name.clone());
+            let pods = self.by_labels.entry(Arc::clone(&labels)).or_default();
+            if pods.is_empty() {
+                self.label_sets.push((Arc::clone(&labels), true));
+            }
+            pods.insert(name.clone());
             self.labels.insert(name.clone(), labels);
         }
         self.mark(name);

@@ -145,6 +145,8 @@ pub(crate) struct Output {
     pub identities: Vec<IdentityAction>,
     /// Policies as they are now (`None`: gone), for their status.
     pub policies: Vec<(PolicyKind, Name, Option<PolicyFact>)>,
+    /// Of them, those that select no pod at present.
+    pub idle_policies: BTreeSet<(PolicyKind, Name)>,
     /// What could not be exported, by kind and name of the object.
     pub findings: Vec<(&'static str, Name, Finding)>,
     /// Sections of which everything there was at the start has now been written.
@@ -183,6 +185,8 @@ struct Startup {
     completed: BTreeSet<Section>,
     /// Once all objects are known: the label sets whose identity was still being stored then.
     awaited: Option<HashSet<LabelSet>>,
+    /// All pods have been known once.
+    knew_all_pods: bool,
 }
 
 #[derive(Debug)]
@@ -429,8 +433,20 @@ impl Translator {
             let key = || values::local_policy_key(kind, &name);
             output.write(Section::LocalPolicies, kind.kind(), &name, was, key, value);
         }
+        let changed = self.endpoints.take_label_sets();
+        let endpoints = &self.endpoints;
+        self.policies.count(&changed, || Box::new(endpoints.label_sets()));
+        let knows_all = self.settings.allocates && self.knows_all_pods();
+        if knows_all && !std::mem::replace(&mut self.startup.knew_all_pods, true) {
+            self.policies.judge_all();
+        }
         for (kind, name) in self.policies.take_judged() {
             let policy = self.policies.get(kind, &name).cloned();
+            // Of pods in a namespace that takes no part in the mesh nothing is known here.
+            let in_mesh = !kind.is_namespaced() || self.namespaces.global(&name.namespace).is_some();
+            if knows_all && in_mesh && policy.is_some() && !self.policies.selects_any(kind, &name) {
+                output.idle_policies.insert((kind, name.clone()));
+            }
             output.policies.push((kind, name, policy));
         }
     }
