@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use futures::future::join_all;
 use isthmus_lab::{LabError, Result};
-use isthmus_node_agent::explain::{Answer, AnsweredPort, Asked, Party, Port, Side, Target};
+use isthmus_node_agent::explain::{Answer, AnsweredPort, Asked, Behind, Party, Port, Side, Target};
 use serde::Serialize;
 
 use crate::agents::{Agent, AgentArgs};
@@ -111,6 +111,10 @@ async fn explain(args: ExplainArgs) -> Result<Explained> {
     };
     let source = known(|answer| answer.source.as_ref(), &asked.source, "source")?;
     let destination = known(|answer| answer.destination.as_ref(), &asked.destination, "destination")?;
+    let behind = answers.iter().find_map(|answer| answer.destination.as_ref()?.service.as_ref());
+    if let Some(behind) = behind {
+        return Err(service(&asked.destination, behind));
+    }
     let port = answers.iter().find_map(|answer| answer.port).ok_or_else(|| {
         LabError::invalid(format!("{} has no port called {}", asked.destination, asked.port))
     })?;
@@ -170,6 +174,22 @@ async fn ask_all(agents: &[Agent], asked: &Asked) -> (Vec<Answer>, Vec<String>) 
 fn target(party: &Party, family: impl Fn(&IpAddr) -> bool) -> Target {
     let fitting = party.addresses.iter().find(|ip| family(ip)).or(party.addresses.first());
     fitting.map_or(Target::Identity(party.identity), |ip| Target::Address(*ip))
+}
+
+/// Backends that are named in an error.
+const MOST_BACKENDS: usize = 8;
+
+fn service(target: &Target, behind: &Behind) -> LabError {
+    let named: Vec<_> = behind.backends.iter().take(MOST_BACKENDS).map(ToString::to_string).collect();
+    let advice = match (named.is_empty(), behind.backends.len() > MOST_BACKENDS) {
+        (true, _) => "it has none now".to_owned(),
+        (false, false) => format!("ask about {}", named.join(" or ")),
+        (false, true) => format!("ask about {} or another of {}", named.join(", "), behind.backends.len()),
+    };
+    LabError::invalid(format!(
+        "{target} is the Service {}: policies are about the pods behind it, and their own ports; {advice}",
+        behind.service
+    ))
 }
 
 fn unknown(what: &str, target: &Target, agents: &[Agent], silent: &[String]) -> LabError {

@@ -6,6 +6,7 @@
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use isthmus_lab::state::StateDir;
 use serde_json::Value;
 
 const LAB: &str = "c-policy";
@@ -93,6 +94,21 @@ fn reaches(client: &str, address: &str) -> bool {
         .success()
 }
 
+fn cluster_ip() -> String {
+    let kubeconfig = StateDir::of(&LAB.parse().unwrap()).kubeconfig("beta");
+    let mut kubectl = Command::new("kubectl");
+    kubectl.arg("--kubeconfig").arg(kubeconfig).args([
+        "get",
+        "service",
+        "server",
+        "-o",
+        "jsonpath={.spec.clusterIP}",
+    ]);
+    let answer = kubectl.output().unwrap();
+    assert!(answer.status.success(), "{}", text(&answer));
+    String::from_utf8(answer.stdout).unwrap()
+}
+
 #[test]
 fn what_is_explained_is_what_happens_and_what_happens_is_told() {
     let _lab = Lab::up();
@@ -127,6 +143,10 @@ fn what_is_explained_is_what_happens_and_what_happens_is_told() {
     assert!(said.contains("alpha/default/nobody"), "{said}");
     let (code, _, said) = explain("alpha/friend", "beta/server", "gopher");
     assert_eq!(code, Some(2), "{said}");
+    // A Service's address is translated before policies are asked.
+    let (code, _, said) = explain("beta/server", &cluster_ip(), "80");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("is the Service default/server") && said.contains(&address), "{said}");
     let plain = output(&["explain", "--lab", LAB, "alpha/stranger", "beta/server", "8080"]);
     assert!(text(&plain).contains("It is denied."), "{}", text(&plain));
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use isthmus_policy::{Engine, RuleId, RuleOrigin};
 use isthmus_wire::{Labels, NumericIdentity};
 
-use super::{Knowledge, LocalPod, has_all};
+use super::{Behind, Knowledge, LocalPod, has_all};
 use crate::desired::ipcache;
 use crate::events::{Directory, PodName};
 use crate::mesh::reserved;
@@ -86,6 +86,20 @@ impl Knowledge for Known<'_> {
                 ipcache::wanted(self.reconciler.mesh(), self.reconciler.policies(), prefix.trunc())
             })
             .map_or(reserved::WORLD, |entry| entry.identity)
+    }
+
+    fn service_at(&self, address: IpAddr) -> Option<Behind> {
+        let mesh = self.reconciler.mesh();
+        mesh.local_services().find_map(|name| {
+            let view = mesh.service(name)?;
+            view.local.cluster_ips.contains(&address).then(|| {
+                let remote = view.remotes.iter().flat_map(|remote| remote.backends.iter().copied());
+                let mut backends: Vec<_> =
+                    view.local.backends.iter().chain(remote).map(|backend| backend.addr).collect();
+                backends.sort_unstable();
+                Behind { service: name.to_string(), backends }
+            })
+        })
     }
 
     fn identity_with(&self, wanted: &[(String, String)]) -> Option<u32> {

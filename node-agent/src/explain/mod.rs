@@ -28,6 +28,8 @@ pub trait Knowledge: Directory {
     fn local_pods(&self) -> Vec<LocalPod>;
     /// The identity that the programs take an address for.
     fn identity_at(&self, address: IpAddr) -> u32;
+    /// The Service of the own cluster with an address, and the addresses behind it, also those in other clusters.
+    fn service_at(&self, address: IpAddr) -> Option<Behind>;
     /// An identity that has all of these labels (a key with any source, or with one); the lowest, if there are several.
     fn identity_with(&self, labels: &[(String, String)]) -> Option<u32>;
 }
@@ -81,6 +83,18 @@ pub struct Party {
     pub pod: Option<String>,
     /// Its addresses, as far as they are known.
     pub addresses: Vec<IpAddr>,
+    /// It is no pod at all but a Service, whose address is translated before policies are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Behind>,
+}
+
+/// A Service, and what is behind it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Behind {
+    /// `namespace/name`.
+    pub service: String,
+    /// Addresses of its backends.
+    pub backends: Vec<IpAddr>,
 }
 
 /// Protocol and port.
@@ -187,6 +201,7 @@ fn party<'a>(
             labels: words(known, pod.identity),
             pod: Some(format!("{}/{}/{}", known.own_cluster(), pod.namespace, pod.name)),
             addresses: pod.addresses.clone(),
+            service: None,
         };
         return (Some(party), Some(pod));
     }
@@ -205,6 +220,7 @@ fn party<'a>(
             format!("{}/{}/{}", cluster.as_deref().unwrap_or_default(), pod.namespace, pod.name)
         }),
         addresses: address.into_iter().collect(),
+        service: address.and_then(|address| known.service_at(address)),
     });
     (party, None)
 }
