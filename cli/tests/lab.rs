@@ -79,6 +79,8 @@ fn a_kept_lab_that_is_killed_is_cleared_away_by_down() {
     assert_eq!(json["apiservers"].as_array().unwrap().len(), 2);
     assert_eq!(json["agents"].as_array().unwrap().len(), 2);
 
+    a_key_is_rotated("c-kept", "alpha/alpha-node1");
+
     let supervisor = StateDir::of(&clean.0).read().unwrap().supervisor;
     assert!(supervisor.alive());
     let killed = Command::new("kill").args(["-9", &supervisor.pid.to_string()]).status().unwrap();
@@ -94,6 +96,28 @@ fn a_kept_lab_that_is_killed_is_cleared_away_by_down() {
     let down = output(&["lab", "down", "c-kept"]);
     assert!(down.status.success(), "{}", text(&down));
     clean.nothing_left();
+}
+
+/// What `rotate-key` prints for programs and for people, and how it ends.
+fn a_key_is_rotated(lab: &str, node: &str) {
+    let rotate = |node: &str, format: &str| {
+        output(&["rotate-key", node, "--lab", lab, "--timeout", "60", "-o", format])
+    };
+    let rotated = rotate(node, "json");
+    assert!(rotated.status.success(), "{}", text(&rotated));
+    let report: serde_json::Value = serde_json::from_slice(&rotated.stdout).unwrap();
+    assert_eq!(report["done"], true, "{report}");
+    assert_ne!(report["formerKey"], report["publicKey"], "{report}");
+
+    let again = rotate(node, "text");
+    let said = text(&again);
+    assert!(again.status.success(), "{said}");
+    assert!(said.contains("has a new WireGuard key") && said.contains("published"), "{said}");
+    assert!(!said.contains(report["publicKey"].as_str().unwrap()), "another one each time: {said}");
+
+    let nobody = rotate("alpha/nobody", "text");
+    assert!(!nobody.status.success());
+    assert!(text(&nobody).contains("alpha/alpha-node1"), "the nodes are named: {}", text(&nobody));
 }
 
 #[test]

@@ -234,7 +234,8 @@ impl Device {
             return;
         }
         self.nodes.remove(id);
-        for key in assigned.keys() {
+        // A key that has become another node's meanwhile stays.
+        for key in assigned.keys().filter(|key| self.users.get(key) == Some(id)).collect::<Vec<_>>() {
             self.users.remove(&key);
             self.remove(key, updates);
         }
