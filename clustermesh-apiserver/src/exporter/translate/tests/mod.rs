@@ -398,6 +398,35 @@ fn a_pod_has_one_key_per_address_with_the_address_of_its_node() {
 }
 
 #[test]
+fn pods_are_marked_as_encrypted_as_soon_as_their_node_publishes_a_key_and_no_longer_than_that() {
+    const KEY: &str = "VRksOB6ZNds4oXWIGfSVpvc0gBhcOWFmzvTDcyvULlI=";
+    let mut world = World::running();
+    world.apply(Input::Node(Event::Applied(node("172.18.0.2"))));
+    world.apply(Input::Endpoint(Event::Applied(pod("echo-1", "echo", &["10.244.0.7", "fd00:244::7"], OLD))));
+    world.answer();
+    let shown = |world: &World| {
+        let node = isthmus_wire::Node::decode(world.value("cilium/state/nodes/v1/real-a/node-1").as_bytes());
+        let node = node.expect("a node");
+        let pods = ["10.244.0.7", "fd00:244::7"].map(|address| world.address(address).key);
+        (node.encryption_key, node.wireguard_public_key, pods)
+    };
+    let plain = (0, String::new(), [0, 0]);
+    assert_eq!(shown(&world), plain);
+    let published = |role: &str| {
+        let labels = BTreeMap::from([(role.to_owned(), String::new())]);
+        let (wireguard_key, encryption_key) = (KEY.to_owned(), 255);
+        NodeFact { wireguard_key, encryption_key, labels, ..node("172.18.0.2") }
+    };
+    // That label keeps the node's own traffic unencrypted where Cilium encrypts nodes, not that of its pods.
+    for role in ["kubernetes.io/os", "node-role.kubernetes.io/control-plane"] {
+        world.apply(Input::Node(Event::Applied(published(role))));
+        assert_eq!(shown(&world), (255, KEY.to_owned(), [255, 255]), "{role}");
+    }
+    world.apply(Input::Node(Event::Applied(node("172.18.0.2"))));
+    assert_eq!(shown(&world), plain, "the key is withdrawn");
+}
+
+#[test]
 fn an_address_that_passes_to_another_pod_is_the_younger_ones_in_any_order_of_events() {
     let old = || Input::Endpoint(Event::Applied(pod("a-old", "echo", &["10.244.0.7"], OLD)));
     let young = || Input::Endpoint(Event::Applied(pod("b-young", "other", &["10.244.0.7"], YOUNG)));
