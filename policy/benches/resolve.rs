@@ -142,7 +142,7 @@ fn policy(number: u32) -> Value {
                 "io.cilium.k8s.policy.cluster": format!("cluster-{}", number % CLUSTERS),
             }}], "toPorts": port}]}),
         7 => json!({"endpointSelector": subject, "ingress": [{"fromEndpoints": [{
-            "matchLabels": {"app": app(number), "tier": "front"},
+            "matchLabels": {"app": app(number)},
             "matchExpressions": [
                 {"key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists"},
                 {"key": "io.cilium.k8s.policy.cluster", "operator": "Exists"},
