@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::plan::Dump;
 use crate::pods::{self, Attach, PodPaths, PodsStatus, Tell};
 use crate::reconcile::{Looks, Maps, Policy, Reconciler, Task};
+use crate::sources::host as host_source;
 use crate::sources::local as local_source;
 use crate::sources::mesh::{self as mesh_source, OwnCluster};
 
@@ -178,6 +179,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let tell =
         Tell { endpoints: tell, hold: config.policy_enforcement != isthmus_policy::Enforcement::Never };
     let local = tokio::spawn(local_source::run(told, events.clone()));
+    let host = tokio::spawn(host_source::run(events.clone()));
     let mut source = tokio::spawn(mesh_source::run(config.own.clone(), reader, events, metrics.clone()));
 
     let (sockets, sockets_attached) = watch::channel(false);
@@ -228,6 +230,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     source.abort();
     pods.abort();
     local.abort();
+    host.abort();
     gauges.abort();
     told.abort();
     endpoints.finish().await;
@@ -260,10 +263,16 @@ fn own(config: &Config) -> Own {
 
 fn policy(config: &Config) -> Policy {
     Policy {
-        all_services: config.kube_proxy_replacement,
+        all_services: takes_all_services(config.kube_proxy_replacement, config.policy_enforcement),
         sync_timeout: config.sync_timeout,
         backend_capacity: config.sizes.backends,
     }
+}
+
+/// What kube-proxy translates is judged by the service's address rather than the pod's behind it, which is nobody's: where
+/// policies are enforced, all services are translated here, before they are judged.
+fn takes_all_services(kube_proxy_replacement: bool, enforcement: isthmus_policy::Enforcement) -> bool {
+    kube_proxy_replacement || enforcement != isthmus_policy::Enforcement::Never
 }
 
 fn policies(config: &Config) -> crate::policy::Settings {
@@ -377,3 +386,18 @@ impl Attacher {
 
 /// When the agent was started, for reports.
 pub(crate) type Started = DateTime<Utc>;
+
+#[cfg(test)]
+mod tests {
+    use isthmus_policy::Enforcement;
+
+    use super::*;
+
+    #[test]
+    fn where_policies_are_enforced_no_service_is_left_to_kube_proxy() {
+        assert!(takes_all_services(false, Enforcement::Default));
+        assert!(takes_all_services(false, Enforcement::Always));
+        assert!(!takes_all_services(false, Enforcement::Never));
+        assert!(takes_all_services(true, Enforcement::Never));
+    }
+}

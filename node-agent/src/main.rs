@@ -82,7 +82,8 @@ struct Run {
     /// Where the node's procfs is mounted
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     proc_root: PathBuf,
-    /// Balance every ClusterIP service, not only the global ones
+    /// Balance every ClusterIP service, not only the global ones; they are in any case unless --policy-enforcement=never, since
+    /// policies judge the pod behind a service
     #[arg(long)]
     kube_proxy_replacement: bool,
     /// Whether traffic between the pods of different nodes is encrypted (WireGuard)
@@ -134,6 +135,9 @@ struct Run {
     /// Pods on this node that policies can be about
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().endpoints, value_parser = clap::value_parser!(u32).range(1..))]
     bpf_map_endpoints: u32,
+    /// Flows of restricted pods that are remembered; the least recently used give way
+    #[arg(long, value_name = "N", default_value_t = MapSizes::default().policy_flows, value_parser = clap::value_parser!(u32).range(1..))]
+    bpf_map_policy_flows: u32,
     /// Seconds that the packets of a new pod are held back (dropped) while what its policy depends on has not been read;
     /// then it gets what is known
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
@@ -205,6 +209,7 @@ fn config(run: Run) -> Config {
             ipcache: run.bpf_map_ipcache,
             endpoints: run.bpf_map_endpoints,
             policy_entries: run.policy_map_max,
+            policy_flows: run.bpf_map_policy_flows,
             ..MapSizes::default()
         },
         sync_timeout: Duration::from_secs(run.clustermesh_sync_timeout),

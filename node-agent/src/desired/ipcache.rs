@@ -36,10 +36,13 @@ pub fn entry(resolved: Resolved) -> IpcacheEntry {
     }
 }
 
-/// What is wanted of a prefix: what the mesh says, else the identity that this node's policies give it, else that pods live
+/// What is wanted of a prefix: if it is an address of this node, that it is the host's; else what the mesh says, else the identity that this node's policies give it, else that pods live
 /// there of which nothing is known. The Kubernetes API has an identity of its own also where a node serves it.
 pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<IpcacheEntry> {
     let cidr = policies.cidr(prefix);
+    if policies.is_host(prefix) {
+        return Some(IpcacheEntry { identity: reserved::HOST, ..IpcacheEntry::default() });
+    }
     match mesh.resolve(prefix) {
         Some(resolved) => {
             let mut entry = entry(resolved);

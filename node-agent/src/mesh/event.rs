@@ -1,7 +1,8 @@
 //! What can happen. Every event states one fact whole, so that events may come in any order and any number of times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -91,6 +92,11 @@ pub enum MeshEvent {
         name: Arc<str>,
         /// Its labels.
         labels: Option<BTreeMap<String, String>>,
+    },
+    /// All addresses of this very node.
+    HostAddresses {
+        /// Those of its interfaces that mean something beyond it.
+        addresses: BTreeSet<IpAddr>,
     },
     /// The pod at an interface of this node.
     LocalEndpoint {

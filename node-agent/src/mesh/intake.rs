@@ -75,9 +75,10 @@ impl Mesh {
                 Ok(())
             }
             // Not of the mesh: `crate::policy` takes them in.
-            MeshEvent::Policy { .. } | MeshEvent::Namespace { .. } | MeshEvent::LocalEndpoint { .. } => {
-                Ok(())
-            }
+            MeshEvent::Policy { .. }
+            | MeshEvent::Namespace { .. }
+            | MeshEvent::HostAddresses { .. }
+            | MeshEvent::LocalEndpoint { .. } => Ok(()),
             MeshEvent::Synced { cluster, resource } => {
                 let number = self.number(&cluster, at);
                 changes.synced |= self.clusters[usize::from(number)].synced.insert(resource);

@@ -75,6 +75,10 @@ pub struct Policies {
     /// Prefixes with an identity of this node's own, as they should be in the ipcache.
     cidrs: BTreeMap<IpNet, CidrIdentity>,
     changed_cidrs: BTreeSet<IpNet>,
+    /// Addresses of this very node.
+    host: BTreeSet<IpAddr>,
+    /// Those of them that have come or gone.
+    changed_host: BTreeSet<IpAddr>,
     /// Endpoints whose pod, address or identity has changed.
     restated: BTreeSet<u32>,
     /// Interfaces that no pod has any more.
@@ -144,6 +148,8 @@ impl Policies {
             by_address: HashMap::new(),
             cidrs: BTreeMap::new(),
             changed_cidrs: BTreeSet::new(),
+            host: BTreeSet::new(),
+            changed_host: BTreeSet::new(),
             restated: BTreeSet::new(),
             gone: BTreeSet::new(),
             whole: BTreeSet::new(),
@@ -164,6 +170,12 @@ impl Policies {
     /// The labels of a namespace, or (none) that it is gone.
     pub fn namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
         self.engine.set_namespace(name, labels);
+    }
+
+    /// All addresses of this very node.
+    pub fn host(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.changed_host.extend(self.host.symmetric_difference(&addresses));
+        self.host = addresses;
     }
 
     /// The pod at an interface of this node, or (none) that there is none any more.
@@ -299,10 +311,22 @@ impl Policies {
     /// Prefixes of which something else is to be in the ipcache than before. None before what decides has been read: until
     /// then the identities of an earlier run stay, which its policy maps are about.
     pub fn take_cidrs(&mut self) -> BTreeSet<IpNet> {
-        match self.in_force() {
+        let mut changed = match self.in_force() {
             true => std::mem::take(&mut self.changed_cidrs),
             false => BTreeSet::new(),
-        }
+        };
+        changed.extend(std::mem::take(&mut self.changed_host).into_iter().map(IpNet::from));
+        changed
+    }
+
+    /// Whether a prefix is an address of this very node, whatever others say of it.
+    pub fn is_host(&self, prefix: IpNet) -> bool {
+        prefix.prefix_len() == prefix.max_prefix_len() && self.host.contains(&prefix.addr())
+    }
+
+    /// Whether something is known here about a prefix.
+    pub fn has_a_say(&self, prefix: IpNet) -> bool {
+        self.is_host(prefix) || self.cidr(prefix).is_some()
     }
 
     /// The identity that policies give to a prefix.
@@ -310,9 +334,10 @@ impl Policies {
         self.cidrs.get(&prefix).copied().filter(|_| self.in_force())
     }
 
-    /// All prefixes with an identity of this node's own.
+    /// All prefixes about which something is known here.
     pub fn cidrs(&self) -> impl Iterator<Item = IpNet> {
-        self.cidrs.keys().copied().filter(|_| self.in_force())
+        let cidrs = self.cidrs.keys().copied().filter(|_| self.in_force());
+        cidrs.chain(self.host.iter().copied().map(IpNet::from))
     }
 
     /// Those inside a range.

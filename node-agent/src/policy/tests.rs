@@ -288,3 +288,20 @@ fn prefixes_get_their_identity_only_when_policies_are_in_force() {
     assert!(entries.iter().any(|(key, _)| key.identity == identity && key.direction == egress), "{ops:?}");
     assert!(world.policies.engine().resolved(id(3)).expect("known").is_enforced(Direction::Egress));
 }
+
+#[test]
+fn every_address_of_the_node_is_the_host_whatever_a_cluster_says_of_it() {
+    let mut world = World::new();
+    let gateway: IpNet = "10.1.0.1/32".parse().expect("a prefix");
+    world.policies.host(BTreeSet::from([gateway.addr()]));
+    assert_eq!(world.policies.take_cidrs(), BTreeSet::from([gateway]), "at once");
+    let address =
+        Address { identity: (1 << 16) + 9, host: None, encryption_key: 0, named_ports: Default::default() };
+    world.tell(MeshEvent::Endpoint { cluster: "alpha".into(), prefix: gateway, endpoint: Some(address) });
+    let entry = crate::desired::ipcache::wanted(&world.mesh, &world.policies, gateway);
+    assert_eq!(entry.map(|entry| entry.identity), Some(crate::mesh::reserved::HOST));
+    world.policies.host(BTreeSet::new());
+    assert_eq!(world.policies.take_cidrs(), BTreeSet::from([gateway]));
+    let entry = crate::desired::ipcache::wanted(&world.mesh, &world.policies, gateway);
+    assert_eq!(entry.map(|entry| entry.identity), Some((1 << 16) + 9));
+}

@@ -118,6 +118,7 @@ impl Reconciler {
         match event {
             MeshEvent::Policy { name, policy } => self.policies.policy(name, policy),
             MeshEvent::Namespace { name, labels } => self.policies.namespace(&name, labels),
+            MeshEvent::HostAddresses { addresses } => self.policies.host(addresses),
             MeshEvent::LocalEndpoint { interface, pod } => self.policies.endpoint(interface, pod, at.arrived),
             event => return self.mesh.apply(event, at, &mut self.changes),
         }
@@ -251,7 +252,7 @@ impl Reconciler {
 
     /// Prefixes about which not the mesh alone has something to say.
     fn with_cidrs(&self, delta: &mut Delta, prefixes: &HashSet<IpNet>) {
-        let more = |prefix: IpNet| self.policies.cidr(prefix).is_some() || self.mesh.is_strict_range(prefix);
+        let more = |prefix: IpNet| self.policies.has_a_say(prefix) || self.mesh.is_strict_range(prefix);
         // What a policy says of a part of a range depends on the range.
         let parts = prefixes.iter().flat_map(|range| self.policies.cidrs_within(*range));
         for prefix in prefixes.iter().copied().filter(|prefix| more(*prefix)).chain(parts) {

@@ -1,5 +1,6 @@
 //! Where events come from.
 
 pub mod entry;
+pub mod host;
 pub mod local;
 pub mod mesh;
