@@ -55,6 +55,9 @@ fn addresses_nodes_and_identities_of_all_clusters_are_known() {
                     ("10.2.0.0/24".to_owned(), (2, 2)),
                     ("172.18.1.1/32".to_owned(), (1, 0)),
                     ("10.1.0.0/24".to_owned(), (2, 0)),
+                    // Everything else is the world, by family, as policies know it.
+                    ("0.0.0.0/0".to_owned(), (9, 0)),
+                    ("::/0".to_owned(), (10, 0)),
                 ]);
                 maps.ipcache == wanted
             })

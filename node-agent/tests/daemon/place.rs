@@ -295,6 +295,8 @@ pub(crate) trait Stored {
             "cilium/state/ip/v1",
             "cilium/state/identities/v1",
             "isthmus/services/v1",
+            "isthmus/policies/v1",
+            "isthmus/namespaces/v1",
         ] {
             self.put_text(&format!("cilium/synced/alpha/{prefix}"), "2026-11-21T00:00:00Z");
         }
