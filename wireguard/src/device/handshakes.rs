@@ -128,6 +128,7 @@ impl HandshakeThread {
             Answer::Reply(length) => {
                 self.batch.add(length, 0);
                 state.endpoint = Some(message.from);
+                state.initiation_answered(now);
                 self.received(&peer, message);
                 let shared = Arc::clone(&self.shared);
                 let sockets = Arc::clone(&self.sockets);

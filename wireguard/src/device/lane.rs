@@ -57,6 +57,8 @@ pub(crate) struct Lane {
     quiet_from: Instant,
     /// Replaced by another lane: still receives, and sends until the other can; begins nothing.
     retired: bool,
+    /// What became due while a handshake message was looked at, and is still to be sent.
+    held: Option<([u8; HANDSHAKE_MAX], Due)>,
 }
 
 /// What came of encrypting a packet.
@@ -92,6 +94,7 @@ pub(crate) enum Answer {
 }
 
 /// What is to be done as time passes.
+#[derive(Clone, Copy)]
 pub(crate) enum Due {
     /// Nothing.
     Nothing,
@@ -130,6 +133,7 @@ impl Lane {
             unconfirmed: None,
             quiet_from: Instant::now(),
             retired: false,
+            held: None,
         }
     }
 
@@ -218,10 +222,17 @@ impl Lane {
 
     /// Takes in a handshake message, which the identity has admitted.
     pub(crate) fn handshake(&mut self, message: &[u8], out: &mut [u8]) -> Answer {
-        // Sets the clock. What else is due can wait until the next tick.
-        let _ = self.tick(out);
+        // Sets the clock. What else is due waits until the next tick: `Tunn` believes it to be sent, and a stranger's
+        // message must not keep it from being so.
+        if let due @ (Due::Initiation(length) | Due::Keepalive(length)) = self.update(out) {
+            let mut bytes = [0; HANDSHAKE_MAX];
+            bytes[..length].copy_from_slice(&out[..length]);
+            self.held = Some((bytes, due));
+        }
         match self.tunn.decapsulate(None, message, out) {
             TunnResult::WriteToNetwork(reply) => {
+                // There is a new session, or will be.
+                self.held = None;
                 let length = reply.len();
                 let sender = u32::from_le_bytes([reply[4], reply[5], reply[6], reply[7]]);
                 let established = data_counter(reply).is_some();
@@ -241,6 +252,14 @@ impl Lane {
 
     /// Lets the lane do what is due. To be called several times a second while it is awake.
     pub(crate) fn tick(&mut self, out: &mut [u8]) -> Due {
+        if let Some((bytes, due @ (Due::Initiation(length) | Due::Keepalive(length)))) = self.held.take() {
+            out[..length].copy_from_slice(&bytes[..length]);
+            return due;
+        }
+        self.update(out)
+    }
+
+    fn update(&mut self, out: &mut [u8]) -> Due {
         let due = match self.tunn.update_timers(out) {
             TunnResult::WriteToNetwork(message) if data_counter(message).is_some() => {
                 Due::Keepalive(message.len())

@@ -74,7 +74,11 @@ impl Outbound {
 
     fn read(&mut self, queue: &Queue, shared: &Shared, cache: &mut TableCache) -> io::Result<()> {
         let mut at = 0;
-        while self.frames.len() < FRAMES && self.arena.len() - at >= FRAME_MAX {
+        // Those that go nowhere count, too: a flood of them does not keep the worker from the network.
+        for _ in 0..FRAMES {
+            if self.arena.len() - at < FRAME_MAX {
+                break;
+            }
             let Some(length) = queue.read(&mut self.arena[at..at + FRAME_MAX - BEHIND])? else { break };
             let (start, end) = (at + VNET_HEADER, at + length);
             let Some(header) = self.arena[at..end].first_chunk().and_then(VnetHeader::parse) else {

@@ -265,13 +265,15 @@ impl PeerState {
         counters.count(Count::Handshakes);
     }
 
-    /// Whether another initiation of this peer is to be answered already.
-    pub(crate) fn initiation_is_too_soon(&mut self, now: Instant) -> bool {
-        let too_soon = self.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL);
-        if !too_soon {
-            self.last_initiation = Some(now);
-        }
-        too_soon
+    /// Whether the peer's latest initiation that was answered is too recent for another.
+    pub(crate) fn initiation_is_too_soon(&self, now: Instant) -> bool {
+        self.last_initiation.is_some_and(|last| now < last + INITIATION_INTERVAL)
+    }
+
+    /// Notes that an initiation was authentic and is answered. Anybody can make one that only seems to be the peer's:
+    /// such must not keep the peer's own from being answered.
+    pub(crate) fn initiation_answered(&mut self, now: Instant) {
+        self.last_initiation = Some(now);
     }
 
     /// Whether time matters to it.

@@ -3,6 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
 use isthmus_wireguard::config::{ApplyError, Configurable, DeviceUpdate, PeerUpdate, PrivateKey, PublicKey};
 use isthmus_wireguard::device::Count;
 
@@ -156,6 +159,41 @@ fn handshakes_for_other_keys_of_strangers_or_repeated_are_counted_by_reason() {
         known.send_raw(&old);
         (field.count(Count::BadHandshake) > 0).then_some(())
     });
+}
+
+#[test]
+fn who_knows_a_peers_public_key_cannot_keep_the_peer_from_being_answered() {
+    let field = Field::new();
+    let application = field.application();
+    let mut peer = field.hand_peer(LOCALHOST, &["10.9.7.0/24"]);
+    // Names the peer, as anybody could: what only the peer can make, the sealed time, is spoilt.
+    let mut forged = peer.initiation();
+    forged[100] ^= 1;
+    sign(&mut forged, field.key.public_key());
+    let stranger = field.socket("127.0.0.1:0".parse().unwrap());
+    stranger.send_to(&forged, peer.device).unwrap();
+    field.wait_for_count(Count::BadHandshake, 1);
+    let initiation = peer.initiation();
+    // One comes right before each of the peer's own; the handshake thread takes both at once.
+    stranger.send_to(&forged, peer.device).unwrap();
+    peer.send_raw(&initiation);
+    let response = peer.receive_raw();
+    let keepalive = peer.take(&response).expect("a keepalive to send");
+    peer.send_raw(&keepalive);
+    peer.send(&udp_packet(inside("10.9.7.1"), b"myself"));
+    assert_eq!(heard(&application), b"myself");
+    field.wait_for_count(Count::BadHandshake, 2);
+    assert_eq!(field.count(Count::RateLimited), 0);
+}
+
+/// Puts the MAC at the end of an initiation right, which needs the receiver's public key alone.
+fn sign(initiation: &mut [u8], receiver: PublicKey) {
+    let mut hash = Blake2s256::new();
+    Digest::update(&mut hash, b"mac1----");
+    Digest::update(&mut hash, receiver.as_bytes());
+    let mut mac = Blake2sMac::<U16>::new_from_slice(&hash.finalize()).expect("a key of 32 bytes");
+    Update::update(&mut mac, &initiation[..116]);
+    initiation[116..132].copy_from_slice(&mac.finalize_fixed());
 }
 
 #[test]

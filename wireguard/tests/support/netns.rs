@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -54,6 +56,21 @@ impl Namespace {
         let text = lines.join("\n") + "\n";
         child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("ip reads");
         success(&text, child.wait_with_output().expect("ip"));
+        self.wait_until_local(&text);
+    }
+
+    /// Waits until the IPv6 addresses that these lines add without duplicate address detection can be spoken to. The
+    /// kernel makes their local routes a moment later, in a thread of its own, and drops what comes for them before.
+    fn wait_until_local(&self, lines: &str) {
+        let added = lines.lines().filter(|line| line.ends_with(" nodad"));
+        let address = |line: &str| line.split([' ', '/']).find_map(|word| word.parse::<Ipv6Addr>().ok());
+        let mut missing: Vec<Ipv6Addr> = added.filter_map(address).collect();
+        let begun = Instant::now();
+        while !missing.is_empty() {
+            let local = self.run("ip", &["-6", "route", "show", "table", "local"]);
+            missing.retain(|address| !local.lines().any(|line| line.starts_with(&format!("local {address} "))));
+            assert!(begun.elapsed() < Duration::from_secs(30), "no local route to {missing:?}:\n{local}");
+        }
     }
 
     /// Runs a program to its end, which must be a good one; its output.
