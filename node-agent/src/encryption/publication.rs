@@ -59,7 +59,7 @@ pub struct RotationReport {
     pub id: String,
     /// Where it stands.
     pub state: RotationState,
-    /// The new public key, in base64.
+    /// The new public key, in base64; the present one where there is no new one.
     pub public_key: String,
     /// Peers that use the new key.
     pub switched: usize,
@@ -93,6 +93,8 @@ pub struct OwnNode {
     pub published: Option<String>,
     /// The request for another key.
     pub request: Option<String>,
+    /// What was last said about an answer.
+    pub rotation: Option<RotationReport>,
     /// Why it could not be read or written the last time.
     pub error: Option<String>,
 }
@@ -222,6 +224,7 @@ fn read(node: &Node) -> OwnNode {
         published: annotation(PUBLIC_KEY),
         request: annotation(ROTATE)
             .filter(|id| !id.is_empty() && id.len() <= LONGEST_REQUEST && is_plain(id)),
+        rotation: annotation(ROTATION).and_then(|report| serde_json::from_str(&report).ok()),
         error: None,
     }
 }
@@ -277,6 +280,23 @@ mod tests {
         assert_eq!(ours.patch(&wanted).map(Value::Object), Some(json!({PUBLIC_KEY: null})));
         assert_eq!(annotations(&[(PUBLIC_KEY, &key(2).to_string())]).patch(&wanted), None);
         assert_eq!(annotations(&[]).patch(&wanted), None);
+    }
+
+    #[test]
+    fn what_was_said_about_a_rotation_is_read_and_nonsense_is_nothing() {
+        let report = RotationReport {
+            id: "one".to_owned(),
+            state: RotationState::InProgress,
+            public_key: key(1).to_string(),
+            switched: 1,
+            peers: 2,
+            message: None,
+        };
+        let text = serde_json::to_string(&report).expect("JSON");
+        for (annotation, expected) in [(text.as_str(), Some(report)), ("nonsense", None), ("", None)] {
+            let node = json!({"metadata": {"name": "n", "annotations": {ROTATION: annotation}}});
+            assert_eq!(read(&serde_json::from_value(node).expect("a Node")).rotation, expected);
+        }
     }
 
     #[test]

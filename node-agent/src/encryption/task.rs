@@ -241,14 +241,20 @@ impl Task {
         let updates = {
             let mut peers = self.peers.lock();
             peers.take_dirty();
-            device.all(&peers, circumstances(self.start, &self.node, &self.current.key))
+            device.all(
+                &peers,
+                circumstances(self.start, &self.node, self.rotation.advertised(&self.current.key)),
+            )
         };
         apply(&control, updates).await?;
         let device = EncryptionDevice { ifindex: link.index, mtu: link.mtu };
         self.datapath
             .set_encryption(EncryptionMode::On { device: Some(device), strict: self.settings.strict })?;
 
-        self.rotation.accepted();
+        if !control.is_kernel() {
+            // It was told above. The kernel's takes one key, and gets the next in place of the present one.
+            self.rotation.accepted();
+        }
         self.publish();
         let session = Session { control, link, underlay };
         self.advance(&session).await?;
@@ -296,13 +302,34 @@ impl Task {
     /// Goes as far in exchanging the key as is possible without waiting.
     async fn advance(&mut self, session: &Session) -> Result<(), EncryptionError> {
         let node = self.node.borrow().clone();
+        if self.rotation == Rotation::Idle && self.report.is_none() {
+            // It ended right before an earlier run of the agent did, and whoever asked for it may not have been told.
+            self.report = node.rotation.filter(|report| report.id == self.current.rotation).map(|report| {
+                let public_key = self.current.key.public_key().to_string();
+                RotationReport { state: RotationState::Done, public_key, message: None, ..report }
+            });
+        }
         if let Some(request) = node.request.filter(|id| *id != self.current.rotation)
             && self.rotation == Rotation::Idle
         {
             let next = NodeKey { key: PrivateKey::generate(), rotation: request };
-            tracing::info!(rotation = %next.rotation, public_key = %next.key.public_key(), "exchanging this node's key");
-            self.files.write_next(&next)?;
-            self.rotation = Rotation::Prepared(next);
+            match self.files.write_next(&next) {
+                Ok(()) => {
+                    tracing::info!(rotation = %next.rotation, public_key = %next.key.public_key(), "exchanging this node's key");
+                    self.rotation = Rotation::Prepared(next);
+                }
+                Err(error) => {
+                    tracing::warn!(rotation = %next.rotation, %error, "this node keeps its key");
+                    self.report = Some(RotationReport {
+                        id: next.rotation,
+                        state: RotationState::Failed,
+                        public_key: self.current.key.public_key().to_string(),
+                        switched: 0,
+                        peers: 0,
+                        message: Some(error.to_string()),
+                    });
+                }
+            }
         }
         if let Rotation::Prepared(next) = self.rotation.clone() {
             self.tell_own_keys();
@@ -329,12 +356,12 @@ impl Task {
             next_private_key: if session.control.is_kernel() { Change::Keep } else { Change::Clear },
             ..DeviceUpdate::default()
         };
-        session.control.apply(&update).await?;
+        // The file first: should the agent end between the two, the device is told the key that it knows as the next one,
+        // and keeps what was agreed under it.
         self.files.promote()?;
         self.current = next.clone();
         self.rotation = Rotation::Idle;
         self.tell_own_keys();
-        tracing::info!(rotation = %next.rotation, public_key = %next.key.public_key(), "this node's key was exchanged");
         let peers = self.report.as_ref().map_or((0, 0), |report| (report.switched, report.peers));
         self.report = Some(RotationReport {
             id: next.rotation.clone(),
@@ -344,6 +371,8 @@ impl Task {
             peers: peers.1,
             message: None,
         });
+        session.control.apply(&update).await?;
+        tracing::info!(rotation = %next.rotation, public_key = %next.key.public_key(), "this node's key was exchanged");
         self.publish();
         Ok(())
     }
@@ -415,6 +444,8 @@ impl Task {
             self.report_rotation(&state);
             if self.rotation.is_complete(&self.sessions(&state), self.now()) {
                 self.promote(session, &next).await?;
+                // Another key may have been asked for meanwhile.
+                self.advance(session).await?;
             }
             self.publish();
         }

@@ -68,7 +68,8 @@ impl Namespace {
         let begun = Instant::now();
         while !missing.is_empty() {
             let local = self.run("ip", &["-6", "route", "show", "table", "local"]);
-            missing.retain(|address| !local.lines().any(|line| line.starts_with(&format!("local {address} "))));
+            missing
+                .retain(|address| !local.lines().any(|line| line.starts_with(&format!("local {address} "))));
             assert!(begun.elapsed() < Duration::from_secs(30), "no local route to {missing:?}:\n{local}");
         }
     }
