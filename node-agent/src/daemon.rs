@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use isthmus_daemon::{Endpoints, HttpError, LoopbackAddr, Readiness};
 use isthmus_kvstore::config::{ClientConfig, ConfigError};
 use isthmus_kvstore::reader::{Probe, Reader, ReaderConfig};
+use isthmus_wireguard::device::DeviceError;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -98,6 +99,14 @@ pub enum DaemonError {
     /// The way to the encryption device.
     #[error(transparent)]
     Routing(#[from] RoutingError),
+    /// The encryption device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The encryption device still runs.
+    #[error(
+        "programs, maps and routes are removed, but isthmus-wireguard has interface {0} open; end it, then run cleanup again"
+    )]
+    DeviceInUse(String),
     /// This node's private key.
     #[error(transparent)]
     Key(#[from] KeyFileError),
@@ -238,14 +247,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     outcome
 }
 
-/// Detaches everything, removes the pins, and the rule and routes to the encryption device: what uninstalling does.
+/// Detaches everything, removes the pins, the rule and routes to the encryption device, and the device: what uninstalling
+/// does.
 ///
 /// # Errors
-/// The pins, the rule or the routes cannot be removed.
-pub fn cleanup(bpf_fs: &Path) -> Result<(), DaemonError> {
+/// Something cannot be removed, or the device is in use.
+pub fn cleanup(bpf_fs: &Path, interface: &str) -> Result<(), DaemonError> {
     Datapath::remove_pins(bpf_fs)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(routing::remove())?)
+    runtime.block_on(async {
+        routing::remove().await?;
+        // The kernel's device, or what isthmus-wireguard has left.
+        match isthmus_wireguard::device::delete_interface(interface).await {
+            Err(DeviceError::InUse { name }) => Err(DaemonError::DeviceInUse(name)),
+            other => Ok(other?),
+        }
+    })
 }
 
 fn open(config: &Config) -> Result<Datapath, DatapathError> {

@@ -45,11 +45,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Detach all programs and remove all maps.
+    /// Detach all programs and remove all maps, the routes to the encryption device, and the device.
+    ///
+    /// What pods say to other nodes is in the clear from then on. The key in --state-dir stays; so does the node's annotation
+    /// network.cilium.io/wg-pub-key, which a run with --encryption=off withdraws.
     Cleanup {
         /// Pin directory that the agent was given
         #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/isthmus")]
         bpf_fs: PathBuf,
+        /// Network interface of the WireGuard device that the agent was given
+        #[arg(long, value_name = "NAME", default_value = "isthmus_wg0", value_parser = interface)]
+        wireguard_interface: String,
     },
 }
 
@@ -171,7 +177,9 @@ enum Switch {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match (cli.command, cli.run) {
-        (Some(Command::Cleanup { bpf_fs }), _) => daemon::cleanup(&bpf_fs).map_err(anyhow::Error::from),
+        (Some(Command::Cleanup { bpf_fs, wireguard_interface }), _) => {
+            daemon::cleanup(&bpf_fs, &wireguard_interface).map_err(anyhow::Error::from)
+        }
         (None, Some(run)) => serve(run),
         (None, None) => Err(anyhow::anyhow!("nothing to do; see node-agent --help")),
     };
