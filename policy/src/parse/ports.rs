@@ -27,6 +27,9 @@ pub(super) fn cilium(path: &str, value: &Value) -> Result<PortMatch, String> {
             let number = text.parse::<u16>().map_err(|_| format!("port {text} is above 65535"))?;
             range(number, end)?
         }
+        Some(Value::String(_)) if end.is_some() => {
+            return Err("endPort needs a port that is a number".to_owned());
+        }
         Some(Value::String(text)) => PortSet::Named(port_name(text)?),
         Some(Value::Number(_)) => range(number(port, "port", 0)?, end)?,
         Some(other) => return Err(format!("{} is not a port", describe(other))),
@@ -108,7 +111,10 @@ fn number(value: Option<&Value>, what: &str, least: u16) -> Result<u16, String> 
 /// Port 0 stands for every port.
 fn range(first: u16, end: Option<u16>) -> Result<PortSet, String> {
     match (first, end) {
-        (0, _) => Ok(PortSet::All),
+        (0, None) => Ok(PortSet::All),
+        (0, Some(end)) => {
+            Err(format!("port 0 is every port, and endPort {end} cannot bound it; begin at port 1"))
+        }
         (first, None) => Ok(PortSet::Range(first, first)),
         (first, Some(end)) if end >= first => Ok(PortSet::Range(first, end)),
         (first, Some(end)) => Err(format!("endPort {end} is below port {first}")),

@@ -143,6 +143,12 @@ fn values_that_mean_nothing_are_refused_with_advice() {
             "does not lie within",
         ),
         ("ingress", json!({"toPorts": [{"ports": [{"port": "80", "endPort": 70}]}]}), "below port 80"),
+        (
+            "ingress",
+            json!({"toPorts": [{"ports": [{"port": "http", "endPort": 90}]}]}),
+            "needs a port that is a number",
+        ),
+        ("ingress", json!({"toPorts": [{"ports": [{"port": "0", "endPort": 90}]}]}), "begin at port 1"),
         ("ingress", json!({"toPorts": [{"ports": [{"protocol": "TCP"}]}]}), "it has no port"),
         (
             "ingress",
