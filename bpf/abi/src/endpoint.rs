@@ -38,6 +38,8 @@ pub struct Endpoint {
 impl Endpoint {
     /// No map: what is enforced is dropped.
     pub const NO_POLICY: u32 = u32::MAX;
+    /// In place of an interface's index: the pods for which there was no room. No interface has this index.
+    pub const OTHERS: u32 = 0;
 }
 
 /// How to hand a packet to the pod with this address.

@@ -1,7 +1,7 @@
 //! What a pod may send, and what it may get.
 //!
 //! How a packet is decided:
-//! 1. No endpoint is known at all, or not at this interface: it passes.
+//! 1. No endpoint is known at all, or not at this interface: it passes, unless there was no room for one.
 //! 2. Neighbour discovery passes, and whatever the node itself sends to its pod. What cannot be read is dropped where a
 //!    policy is enforced.
 //! 3. A flow that is known ([`track`]) goes on as it was decided, both ways, as long as nothing has changed since: one
@@ -97,10 +97,17 @@ fn endpoint_of(ctx: &TcContext) -> Option<(&'static Endpoint, u32)> {
         return None;
     }
     // SAFETY: the context is the kernel's.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let mut key = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: the map is not preallocated, so an element that is found is not reused while the program runs.
-    let endpoint = unsafe { ENDPOINTS.get(&ifindex) }?;
-    Some((endpoint, epoch))
+    let endpoint = unsafe { ENDPOINTS.get(&key) };
+    if let Some(endpoint) = endpoint {
+        return Some((endpoint, epoch));
+    }
+    // Not a reference to the constant: the compiler would merge it with a setting that is 0 until user space says otherwise.
+    key = Endpoint::OTHERS;
+    // SAFETY: as above.
+    let others = unsafe { ENDPOINTS.get(&key) }?;
+    Some((others, epoch))
 }
 
 // Functions of their own: a program has 512 bytes of stack for a function and those that it calls.
@@ -236,7 +243,9 @@ fn unreadable<const EGRESS: bool>(
 #[inline(always)]
 fn is_forged<const V4: bool>(endpoint: &Endpoint, source: &Addr) -> bool {
     let own = if V4 { &endpoint.ipv4 } else { &endpoint.ipv6 };
-    if own == source || endpoint.identity == 0 {
+    // Who it is may not be known yet, but what its address is: another identity's is not its own in any case. Without
+    // either, any address may be.
+    if own == source || (endpoint.identity == 0 && own.0 == [0; 4]) {
         return false;
     }
     let Some(known) = ipcache::lookup::<V4>(source) else { return false };

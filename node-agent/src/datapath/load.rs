@@ -159,8 +159,9 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 14] {
         (maps::SOCKETS, sizes.sockets),
         (maps::FRAGMENTS, FRAGMENTS),
         (maps::LOCAL_PODS, LOCAL_PODS),
-        (maps::ENDPOINTS, sizes.endpoints),
-        (maps::POLICIES, 2 * sizes.endpoints),
+        // And one place for all that there is no room for.
+        (maps::ENDPOINTS, sizes.endpoints.saturating_add(1)),
+        (maps::POLICIES, sizes.endpoints.saturating_mul(2)),
         (maps::POLICY_CT, sizes.policy_flows),
         (maps::EVENTS, EVENT_BYTES),
     ]

@@ -97,7 +97,8 @@ pub enum PolicyError {
     },
     /// There are too many endpoints.
     #[error(
-        "there is no room for the policy of interface {ifindex}: at most {capacity} endpoints; raise {ENDPOINTS_FLAG}"
+        "there is no room for the policy of interface {ifindex}, so nothing is allowed to its pod: at most {capacity} \
+         endpoints; raise {ENDPOINTS_FLAG}"
     )]
     TooManyEndpoints {
         /// The interface.
@@ -151,8 +152,12 @@ impl Datapath {
         if former == Some(endpoint) {
             return Ok(());
         }
-        policies.put_endpoint(ifindex, endpoint)?;
-        Ok(policies.raise_epoch().map(drop)?)
+        let put = policies.put_endpoint(ifindex, endpoint);
+        if matches!(put, Err(PolicyError::TooManyEndpoints { .. })) {
+            policies.close_others()?;
+        }
+        policies.raise_epoch()?;
+        put
     }
 
     /// Forgets an endpoint and its policy: its packets pass. One that is not known is no error.
@@ -174,7 +179,9 @@ impl Datapath {
     /// # Errors
     /// The map cannot be read.
     pub fn endpoints(&self) -> Result<Vec<(u32, Endpoint)>, DatapathError> {
-        self.policies.endpoints.entries()
+        let mut endpoints = self.policies.endpoints.entries()?;
+        endpoints.retain(|(ifindex, _)| *ifindex != Endpoint::OTHERS);
+        Ok(endpoints)
     }
 
     /// Gives an endpoint another policy, which is enforced from now on, all at once. Ends its waiting.
@@ -288,7 +295,7 @@ impl Policies {
         array: OwnedFd,
         capacity: u32,
     ) -> Result<Self, DatapathError> {
-        let places = 2 * endpoints.capacity() as usize;
+        let places = 2 * endpoints.capacity().saturating_sub(1) as usize;
         let mut taken = vec![false; places];
         for (_, endpoint) in endpoints.entries()? {
             if let Some(place) = taken.get_mut(endpoint.policy as usize) {
@@ -303,6 +310,7 @@ impl Policies {
             capacity,
             slots: Mutex::new(Slots { taken: taken.clone() }),
         };
+        policies.reserve_others()?;
         // An agent that ended between two steps of a replacement has left a map behind.
         for place in (0..places).filter(|&place| !taken[place]) {
             // Looked at first: deleting waits for all programs that run, in older kernels also where there is nothing.
@@ -324,6 +332,27 @@ impl Policies {
         if self.epoch.value(&0)?.unwrap_or(0) != 0 { self.raise_epoch().map(drop) } else { Ok(()) }
     }
 
+    /// Keeps a place for the pods for which there is none.
+    fn reserve_others(&self) -> Result<(), DatapathError> {
+        if self.endpoints.value(&Endpoint::OTHERS)?.is_some() {
+            return Ok(());
+        }
+        self.put_others(0)
+    }
+
+    /// From now on a pod's interface that has no endpoint lets nothing through. It stays so: every other pod's has one
+    /// before any program is attached to it.
+    fn close_others(&self) -> Result<(), DatapathError> {
+        use endpoint_flags::{CLOSED, EGRESS_ENFORCED, INGRESS_ENFORCED};
+        self.put_others(INGRESS_ENFORCED | EGRESS_ENFORCED | CLOSED)
+    }
+
+    fn put_others(&self, flags: u32) -> Result<(), DatapathError> {
+        let others = Endpoint { policy: Endpoint::NO_POLICY, flags, ..Endpoint::default() };
+        let put = self.endpoints.put(&[Endpoint::OTHERS], &[others]).into_iter().collect::<Result<(), _>>();
+        put.map_err(|error| self.kernel("keeping pods without room apart", io::Error::other(error)))
+    }
+
     fn endpoint(&self, ifindex: u32) -> Result<Endpoint, PolicyError> {
         self.endpoints.value(&ifindex)?.ok_or(PolicyError::UnknownEndpoint { ifindex })
     }
@@ -331,7 +360,9 @@ impl Policies {
     fn put_endpoint(&self, ifindex: u32, endpoint: Endpoint) -> Result<(), PolicyError> {
         let put = self.endpoints.put(&[ifindex], &[endpoint]).into_iter().collect::<Result<(), _>>();
         put.map_err(|error| match error {
-            OpError::Full { capacity, .. } => PolicyError::TooManyEndpoints { ifindex, capacity },
+            OpError::Full { capacity, .. } => {
+                PolicyError::TooManyEndpoints { ifindex, capacity: capacity.saturating_sub(1) }
+            }
             source => PolicyError::Refused { ifindex, source },
         })
     }
@@ -378,7 +409,7 @@ impl Policies {
             return Ok(self.put_inner(former.policy, &filled)?);
         }
         // Which directions are enforced changes with the entries: both are in one value that is exchanged whole.
-        let capacity = self.endpoints.capacity();
+        let capacity = self.endpoints.capacity().saturating_sub(1);
         let policy = slots.take().ok_or(PolicyError::TooManyEndpoints { ifindex, capacity })?;
         let put = self
             .put_inner(policy, &filled)

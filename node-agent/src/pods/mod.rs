@@ -363,6 +363,7 @@ impl NodePods {
         let known = pod.addresses.clone();
         let attached = found.and_then(|found| {
             if let Some(found) = &found {
+                let mut no_room = None;
                 // First: the program takes a pod's word for no address that it does not know to be the pod's.
                 self.places.set(uid, &known, found).map_err(|error| error.to_string())?;
                 if self.tell.hold {
@@ -370,18 +371,22 @@ impl NodePods {
                         let settings = pod.endpoint(interface, found.len()).settings(0);
                         let attached_before = self.inherited.contains(&interface.host);
                         let stays = attached_before && !self.knew_endpoints;
-                        if stays
-                            || self
-                                .attach
-                                .hold(interface.host, &settings)
-                                .map_err(|error| error.to_string())?
-                        {
-                            pod.inherited.insert(interface.host);
+                        match if stays { Ok(true) } else { self.attach.hold(interface.host, &settings) } {
+                            Ok(true) => drop(pod.inherited.insert(interface.host)),
+                            Ok(false) => {}
+                            // The program keeps the pod closed then, if it is there.
+                            Err(error @ PolicyError::TooManyEndpoints { .. }) => {
+                                no_room = Some(error.to_string())
+                            }
+                            Err(error) => return Err(error.to_string()),
                         }
                     }
                 }
                 for interface in found {
                     self.attach.attach(interface.host).map_err(|error| error.to_string())?;
+                }
+                if let Some(no_room) = no_room {
+                    return Err(no_room);
                 }
             }
             Ok(found)

@@ -87,6 +87,11 @@ fn a_pod_cannot_send_from_the_address_of_somebody_else() {
             assert_eq!(pod.sends(&frame(UDP, stranger, other, 0)), PASS);
             assert_eq!(pod.sends(&frame(UDP, own, other, 0)), PASS);
         }
+        // Also while nobody knows who it is, since its address is known.
+        let waits = EndpointSettings { identity: 0, ..pod.settings() };
+        pod.datapath.put_endpoint(POD, &waits, AtFirst::Pass).expect("an endpoint");
+        assert_eq!(pod.sends(&frame(UDP, own, other, 0)), PASS);
+        assert_eq!(pod.sends(&frame(UDP, peer, other, 0)), DROP);
         // As long as its addresses are not known, those of its identity are its own.
         let settings = EndpointSettings { identity: POD_IDENTITY, ..EndpointSettings::default() };
         pod.datapath.put_endpoint(POD, &settings, AtFirst::Pass).expect("an endpoint");

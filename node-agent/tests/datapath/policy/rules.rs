@@ -1,7 +1,7 @@
 //! Which packets the rules let through, one packet at a time.
 
 use isthmus_bpf_abi::{Counter, Direction, PolicyEntry, PolicyKey, Protocol};
-use isthmus_node_agent::datapath::{AtFirst, PacketContext, PacketProgram};
+use isthmus_node_agent::datapath::{AtFirst, EndpointSettings, PacketContext, PacketProgram, PolicyError};
 
 use super::*;
 use crate::model::Model;
@@ -38,6 +38,29 @@ fn an_endpoint_that_nobody_has_made_known_is_not_asked_about() {
         let Family { pod: own, peer, .. } = pod.family;
         assert_eq!(pod.sends(&frame(TCP, own, peer, SYN)), PASS);
         assert_eq!(pod.gets(&frame(TCP, peer, own, SYN)), PASS);
+    });
+}
+
+#[test]
+fn a_pod_for_which_there_is_no_room_gets_nothing_but_from_its_node() {
+    each_family(|pod| {
+        pod.datapath.remove_endpoint(POD).expect("removed");
+        let mut others = (POD + 1)..;
+        let no_room = loop {
+            let interface = others.next().expect("an interface");
+            let put = pod.datapath.put_endpoint(interface, &EndpointSettings::default(), AtFirst::Pass);
+            if let Err(error) = put {
+                break error;
+            }
+        };
+        assert!(matches!(no_room, PolicyError::TooManyEndpoints { .. }), "{no_room}");
+        let Family { pod: own, peer, .. } = pod.family;
+        assert_eq!(pod.sends(&frame(TCP, own, peer, SYN)), DROP);
+        assert_eq!(pod.gets(&frame(TCP, peer, own, SYN)), DROP);
+        assert_eq!(pod.gets_from_host(&frame(TCP, peer, own, SYN)), PASS);
+        for (interface, _) in pod.datapath.endpoints().expect("endpoints") {
+            pod.datapath.remove_endpoint(interface).expect("removed");
+        }
     });
 }
 

@@ -17,7 +17,8 @@ const CHANGES: u32 = 60;
 fn while_changing(pod: &Pod, expected: &[(&str, u32)], mut change: impl FnMut(&Datapath, u32) + Send) {
     let (changes, packets, failed) = (AtomicU32::new(0), AtomicU32::new(0), AtomicBool::new(false));
     // Both sides go on until there was enough of both: neither need be as fast as the other.
-    let is_enough = || changes.load(Ordering::Relaxed) >= CHANGES && packets.load(Ordering::Relaxed) > CHANGES;
+    let is_enough =
+        || changes.load(Ordering::Relaxed) >= CHANGES && packets.load(Ordering::Relaxed) > CHANGES;
     let own = pod.family.pod;
     let started = Instant::now();
     thread::scope(|scope| {
