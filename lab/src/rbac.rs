@@ -41,6 +41,13 @@ pub(crate) async fn install(client: &Client) -> Result<()> {
         {"apiGroups": [""], "resources": ["pods"], "verbs": read},
         // Each publishes its node's WireGuard key.
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
+        // Each tells of its pods whose policy could not be put in force.
+        {"apiGroups": ["cilium.io"], "resources": ["ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"],
+         "verbs": ["get", "list"]},
+        {"apiGroups": ["cilium.io"],
+         "resources": ["ciliumnetworkpolicies/status", "ciliumclusterwidenetworkpolicies/status"],
+         "verbs": ["patch"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]);
     grant(client, "isthmus-clustermesh-apiserver", APISERVER_USER, apiserver).await?;
     grant(client, "isthmus-node-agent", AGENT_USER, agent).await

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::plan::Dump;
 use crate::pods::{self, Attach, PodPaths, PodsStatus, Tell};
 use crate::reconcile::{Looks, Maps, Policy, Reconciler, Task};
+use crate::refusals;
 use crate::sources::host as host_source;
 use crate::sources::local as local_source;
 use crate::sources::mesh::{self as mesh_source, OwnCluster};
@@ -159,7 +160,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         "found in the maps"
     );
 
-    let encryption = encryption::start(&config, client, &datapath, &shutdown).await?;
+    let encryption = encryption::start(&config, client.clone(), &datapath, &shutdown).await?;
     let metrics = Arc::new(Metrics::new(Some(datapath.clone()), encryption.status.clone()));
     let (events, arrivals) = mpsc::channel(EVENTS);
     let (applied, _) = broadcast::channel(APPLIED);
@@ -226,9 +227,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let verdicts = Hub::new(&format!("{}/{}", config.own.name, config.node), shutdown.clone());
     let api = (looks.clone(), applied, verdicts.clone());
     serve(&mut endpoints, &config, &reporter, probe, api, &metrics).await?;
+    let refused_in = looks.clone();
     let told =
         tokio::spawn(events::reader::read(reporter.datapath.clone(), looks, verdicts, shutdown.clone()));
 
+    let refusals = tokio::spawn(refusals::tell(client, config.node.clone(), refused_in, shutdown.clone()));
     let gauges = tokio::spawn(reporter.run(GAUGES, shutdown.clone()));
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
@@ -241,6 +244,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     local.abort();
     host.abort();
     gauges.abort();
+    refusals.abort();
     told.abort();
     endpoints.finish().await;
     tracing::info!("stopped; what is in the kernel serves on");

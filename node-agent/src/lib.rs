@@ -20,5 +20,6 @@ pub mod plan;
 pub mod pods;
 pub mod policy;
 pub mod reconcile;
+pub mod refusals;
 pub mod sources;
 pub mod status;

@@ -9,10 +9,11 @@
 //! - **A new endpoint** is held back (everything is dropped that a policy could be about) until its policy is known: at once
 //!   once the agent has read what decides, and after [`Settings::endpoint_wait`] at the latest, with what is known then.
 //! - **A change** touches the endpoints that it is about. Their maps come before the addresses of the identities in them.
-//! - **What cannot be put in force** leaves the endpoint closed, is told in the status, and is tried again.
+//! - **What cannot be put in force** leaves the endpoint closed, is told in the status and in Kubernetes, and is tried again.
 
 mod endpoint;
 mod op;
+mod refusal;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -29,6 +30,7 @@ use isthmus_wire::{ClusterName, Labels, NumericIdentity};
 
 pub use self::endpoint::{LocalEndpoint, subject};
 pub use self::op::{Fault, PolicyOp};
+pub use self::refusal::Refusal;
 pub use self::status::{EndpointPolicy, EndpointState, PolicySummary};
 use crate::datapath::{AtFirst, EndpointSettings};
 use crate::mesh::fact::{Moment, ServiceName};
@@ -89,6 +91,8 @@ pub struct Policies {
     undecided: BTreeSet<u32>,
     /// Endpoints with a fault that may pass.
     faulty: BTreeSet<u32>,
+    /// How often a fault came or went.
+    refusals: u64,
 }
 
 /// An endpoint of this node: a pod's interface.
@@ -155,6 +159,7 @@ impl Policies {
             whole: BTreeSet::new(),
             undecided: BTreeSet::new(),
             faulty: BTreeSet::new(),
+            refusals: 0,
         }
     }
 
@@ -182,6 +187,7 @@ impl Policies {
     pub fn endpoint(&mut self, interface: u32, pod: Option<LocalEndpoint>, now: Moment) {
         let Some(pod) = pod else {
             if let Some(endpoint) = self.endpoints.remove(&interface) {
+                self.refusals += u64::from(endpoint.fault.is_some());
                 self.forget_addresses(interface, &endpoint.pod);
                 self.engine.set_endpoint(id(interface), None);
             }
@@ -211,6 +217,7 @@ impl Policies {
             }
             former => {
                 if let Some(former) = former {
+                    self.refusals += u64::from(former.fault.is_some());
                     let stay = pod.addresses.clone();
                     for address in former.pod.addresses.iter().filter(|address| !stay.contains(address)) {
                         self.forget_address(interface, *address);
@@ -370,11 +377,12 @@ impl Policies {
                         self.faulty.insert(interface);
                     }
                     endpoint.fault = Some(fault);
+                    self.refusals += 1;
                 }
                 // Who the pod is has been stated; that says nothing about an earlier failure of its policy.
                 (PolicyOp::State { .. } | PolicyOp::Forget { .. }, Ok(())) => {}
                 (PolicyOp::Replace { .. } | PolicyOp::Update { .. }, Ok(())) => {
-                    endpoint.fault = None;
+                    self.refusals += u64::from(endpoint.fault.take().is_some());
                     self.faulty.remove(&interface);
                 }
             }

@@ -241,3 +241,85 @@ fn a_pod_of_the_node_gets_its_programs_when_it_comes_up_and_loses_them_when_it_g
         agent.stop().await;
     });
 }
+
+#[test]
+fn a_pod_whose_policy_does_not_fit_is_closed_and_users_see_it_at_pod_and_policy() {
+    const OURS: &str = "isthmus.io/Enforced.node-0";
+    // Ports with gaps, so that each is an entry.
+    let ports = |from: usize, count: usize| -> serde_json::Value {
+        (from..from + count)
+            .map(|port| json!({"port": (1001 + 2 * port).to_string(), "protocol": "TCP"}))
+            .collect()
+    };
+    let policy = |app: &str, count: usize| {
+        let rules: Vec<_> = (0..count)
+            .step_by(40)
+            .map(|from| {
+                json!({
+                    "fromEntities": ["all"], "toPorts": [{"ports": ports(from, 40.min(count - from))}],
+                })
+            })
+            .collect();
+        let spec = json!({"endpointSelector": {"matchLabels": {"app": app}}, "ingress": rules});
+        json!({"uid": app, "generation": 1, "specs": [spec]}).to_string()
+    };
+    Place::with(async |place| {
+        let (large, small) = ("0a1b2c3d-0000-4000-8000-000000000001", "0a1b2c3d-0000-4000-8000-000000000002");
+        let key = |name: &str| format!("isthmus/policies/v1/ciliumnetworkpolicy/default/{name}");
+        let valid = json!({"type": "Valid", "status": "True"});
+        // What an earlier run of the agent has left.
+        let left = json!({"type": OURS, "status": "False"});
+        place.pods().put_policy("large", json!([valid]));
+        place.pods().put_policy("small", json!([valid, left]));
+        let store = place.store();
+        store.put_text(&key("large"), &policy("large", 300));
+        store.put_text(&key("small"), &policy("small", 3));
+        place.fill(&store, &[LOCAL], &[REMOTE]);
+        let agent = Agent::start(&place).await;
+        let pods = [PodProcess::start(&place, large), PodProcess::start_at(&place, small, "host1")];
+        place.pods().put("large", large);
+        place.pods().put("small", small);
+
+        agent
+            .until("one pod is closed and the other restricted", |status| {
+                status.policy.endpoints == 2
+                    && status.policy.ingress_enforced == 2
+                    && status.policy.closed.keys().eq(["default/large"])
+            })
+            .await;
+        agent
+            .until("the policies say so", |_| {
+                place.pods().conditions("large").contains_key(OURS)
+                    && !place.pods().conditions("small").contains_key(OURS)
+            })
+            .await;
+        let conditions = place.pods().conditions("large");
+        assert_eq!(conditions["Valid"], valid, "what others say stays");
+        assert_eq!(
+            (&conditions[OURS]["status"], &conditions[OURS]["reason"]),
+            (&json!("False"), &json!("PolicyTooLarge"))
+        );
+        let message = conditions[OURS]["message"].as_str().expect("text");
+        assert!(message.contains("default/large") && message.contains("--policy-map-max"), "{message}");
+        assert_eq!(place.pods().conditions("small"), BTreeMap::from([("Valid".to_owned(), valid.clone())]));
+        agent.until("the pod says so", |_| !place.pods().events().is_empty()).await;
+        let event = &place.pods().events()[0];
+        assert_eq!((&event["type"], &event["reason"]), (&json!("Warning"), &json!("PolicyTooLarge")));
+        assert_eq!((&event["regarding"]["kind"], &event["regarding"]["uid"]), (&json!("Pod"), &json!(large)));
+        let note = event["note"].as_str().expect("text");
+        assert!(note.contains("ciliumnetworkpolicy/default/large") && note.contains("256"), "{note}");
+
+        store.put_text(&key("large"), &policy("large", 30));
+        agent.until("it is open", |status| status.policy.closed.is_empty()).await;
+        agent
+            .until("pod and policy say that it is over", |_| {
+                place.pods().events().len() == 2 && !place.pods().conditions("large").contains_key(OURS)
+            })
+            .await;
+        let event = &place.pods().events()[1];
+        assert_eq!((&event["type"], &event["reason"]), (&json!("Normal"), &json!("PolicyInForce")));
+        assert_eq!(place.pods().conditions("large"), BTreeMap::from([("Valid".to_owned(), valid)]));
+        drop(pods);
+        agent.stop().await;
+    });
+}
