@@ -72,8 +72,8 @@ pub struct Config {
     pub policy_enforcement: isthmus_policy::Enforcement,
     /// Whether peers that a policy selects without naming a cluster are those of the own one.
     pub policy_default_local_cluster: bool,
-    /// How long a new pod's packets are held back for its policy at most.
-    pub endpoint_wait: Duration,
+    /// How long a new pod's packets are held back for its policy at most; none: until what decides has been read.
+    pub endpoint_wait: Option<Duration>,
     /// How often the kernel's maps are compared with what they should hold.
     pub compare_every: Duration,
     /// Where `/healthz` and `/readyz` are.

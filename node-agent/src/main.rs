@@ -144,8 +144,9 @@ struct Run {
     /// Flows of restricted pods that are remembered; the least recently used give way
     #[arg(long, value_name = "N", default_value_t = MapSizes::default().policy_flows, value_parser = clap::value_parser!(u32).range(1..))]
     bpf_map_policy_flows: u32,
-    /// Seconds that the packets of a new pod are held back (dropped) while what its policy depends on has not been read;
-    /// then it gets what is known
+    /// Seconds that the packets of a new pod are held back (dropped) while what its policy depends on has not been read.
+    /// Then it gets what is known: policies that have not been read by then do not restrict it until they are, unless
+    /// --policy-enforcement=always. 0 holds it back for as long as it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     endpoint_wait: u64,
     /// Seconds between two comparisons of the kernel's maps with what they should hold
@@ -223,7 +224,7 @@ fn config(run: Run) -> Config {
         sync_timeout: Duration::from_secs(run.clustermesh_sync_timeout),
         policy_enforcement: run.policy_enforcement,
         policy_default_local_cluster: run.policy_default_local_cluster,
-        endpoint_wait: Duration::from_secs(run.endpoint_wait),
+        endpoint_wait: (run.endpoint_wait > 0).then(|| Duration::from_secs(run.endpoint_wait)),
         compare_every: Duration::from_secs(run.map_compare_interval),
         health: run.health_address,
         metrics: run.metrics_address,

@@ -7,7 +7,8 @@
 //!   cluster's policies, namespaces, services, identities, addresses and nodes, then the peers' identities, addresses and
 //!   nodes, for at most [`Settings::sync_timeout`]. Then all endpoints change to what holds now, each at once.
 //! - **A new endpoint** is held back (everything is dropped that a policy could be about) until its policy is known: at once
-//!   once the agent has read what decides, and after [`Settings::endpoint_wait`] at the latest, with what is known then.
+//!   once the agent has read what decides, and after [`Settings::endpoint_wait`] at the latest, with what is known then:
+//!   policies that have not been read by then do not restrict it.
 //! - **A change** touches the endpoints that it is about. Their maps come before the addresses of the identities in them.
 //! - **What cannot be put in force** leaves the endpoint closed, is told in the status and in Kubernetes, and is tried again.
 
@@ -45,8 +46,8 @@ pub struct Settings {
     pub enforcement: Enforcement,
     /// Whether peers selected without naming a cluster are those of the own one.
     pub default_local_cluster: bool,
-    /// How long a new endpoint is held back at most.
-    pub endpoint_wait: Duration,
+    /// How long a new endpoint is held back at most; none: until what decides has been read.
+    pub endpoint_wait: Option<Duration>,
     /// How long peers have to be read after a start, counted from when the own cluster has been read.
     pub sync_timeout: Duration,
 }
@@ -58,7 +59,7 @@ impl Settings {
             cluster: cluster.clone(),
             enforcement: Enforcement::Default,
             default_local_cluster: true,
-            endpoint_wait: Duration::from_secs(10),
+            endpoint_wait: Some(Duration::from_secs(10)),
             sync_timeout: Duration::from_secs(60),
         }
     }
@@ -108,8 +109,8 @@ struct Endpoint {
 enum Phase {
     /// As an earlier run of the agent left it, or without any policy as before: until what decides has been read.
     AsPinned,
-    /// New, and held back until then.
-    Waiting(Moment),
+    /// New, and held back until then, or (none) until what decides has been read.
+    Waiting(Option<Moment>),
     /// What holds is in force.
     InForce,
 }
@@ -230,7 +231,7 @@ impl Policies {
                         Phase::InForce
                     }
                     _ if pod.inherited => Phase::AsPinned,
-                    _ => Phase::Waiting(Moment(now.0 + self.settings.endpoint_wait)),
+                    _ => Phase::Waiting(self.settings.endpoint_wait.map(|wait| Moment(now.0 + wait))),
                 };
                 if phase != Phase::InForce {
                     self.undecided.insert(interface);
@@ -265,7 +266,7 @@ impl Policies {
             .undecided
             .extract_if(.., |interface| match self.endpoints.get(interface).map(|endpoint| endpoint.phase) {
                 Some(Phase::AsPinned) => decided,
-                Some(Phase::Waiting(until)) => decided || until <= now,
+                Some(Phase::Waiting(until)) => decided || until.is_some_and(|until| until <= now),
                 Some(Phase::InForce) | None => true,
             })
             .collect();
@@ -410,7 +411,7 @@ impl Policies {
         };
         let phases = self.undecided.iter().filter_map(|interface| self.endpoints.get(interface));
         let waiting = phases.filter_map(|endpoint| match endpoint.phase {
-            Phase::Waiting(until) => Some(until),
+            Phase::Waiting(until) => until,
             _ => None,
         });
         waiting.chain(start).min()

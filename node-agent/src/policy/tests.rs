@@ -22,7 +22,7 @@ impl World {
         let cluster: ClusterName = "alpha".parse().expect("a name");
         let own = Own { cluster: "alpha".into(), id: 1, node: "node-0".into(), identity_shift: 16 };
         let settings = Settings {
-            endpoint_wait: Duration::from_secs(WAIT),
+            endpoint_wait: Some(Duration::from_secs(WAIT)),
             sync_timeout: Duration::from_secs(SYNC),
             ..Settings::new(&cluster)
         };
@@ -166,6 +166,20 @@ fn a_new_endpoint_is_held_back_and_gets_what_is_known_after_the_wait() {
     let ops = world.made(WAIT);
     assert_eq!(replaced(&ops), Some((InKernel { ingress: true, egress: false }, 0)));
     assert!(world.policies.summary().waiting.is_empty());
+}
+
+#[test]
+fn without_a_limit_a_new_endpoint_is_held_back_for_as_long_as_it_takes() {
+    let mut world = World::new();
+    world.policies.settings.endpoint_wait = None;
+    world.pod(3, "a", false);
+    world.policy("allow", Some(from_beta()));
+    world.made(1);
+    assert_eq!(world.policies.deadline(), None);
+    assert_eq!(world.made(1_000_000), []);
+    assert_eq!(world.policies.summary().waiting, ["app/web"]);
+    world.own_is_read();
+    assert!(replaced(&world.made(1_000_001)).is_some());
 }
 
 #[test]

@@ -365,7 +365,7 @@ impl Agent {
             sync_timeout: Duration::from_secs(60),
             policy_enforcement: isthmus_policy::Enforcement::Default,
             policy_default_local_cluster: true,
-            endpoint_wait: Duration::from_secs(10),
+            endpoint_wait: Some(Duration::from_secs(10)),
             compare_every: Duration::from_millis(500),
             health: any,
             metrics: any,
