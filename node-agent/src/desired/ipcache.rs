@@ -68,12 +68,12 @@ pub fn wanted(mesh: &Mesh, policies: &Policies, prefix: IpNet) -> Option<Ipcache
     }
 }
 
-/// Whether an entry is there for the sake of this node's policies alone.
+/// Whether an entry is there, or says what it says, for the sake of this node's policies alone.
 pub fn is_of_policies(entry: &IpcacheEntry) -> bool {
     const FIRST_CIDR: u32 = 1 << 24;
     const LAST_CIDR: u32 = (2 << 24) - 1;
-    let world = [reserved::WORLD_IPV4, reserved::WORLD_IPV6];
-    (FIRST_CIDR..=LAST_CIDR).contains(&entry.identity) || world.contains(&entry.identity)
+    let fixed = [reserved::WORLD_IPV4, reserved::WORLD_IPV6, NumericIdentity::KUBE_APISERVER.0];
+    (FIRST_CIDR..=LAST_CIDR).contains(&entry.identity) || fixed.contains(&entry.identity)
 }
 
 /// The range of a peer's node that an entry is about, and the peer's id; none if it is about something else.

@@ -5,10 +5,11 @@
 //!
 //! - **A restarted agent** leaves every endpoint of its earlier run as it is pinned until it has read what decides: the own
 //!   cluster's policies, namespaces, services, identities, addresses and nodes, then the peers' identities, addresses and
-//!   nodes, for at most [`Settings::sync_timeout`]. Then all endpoints change to what holds now, each at once.
+//!   nodes, for at most [`Settings::sync_timeout`]. Then all endpoints change to what holds now, each at once. So long the
+//!   prefixes that the earlier run gave identities to stay as they are, too, and no other gets one: its maps know no other.
 //! - **A new endpoint** is held back (everything is dropped that a policy could be about) until its policy is known: at once
 //!   once the agent has read what decides, and after [`Settings::endpoint_wait`] at the latest, with what is known then:
-//!   policies that have not been read by then do not restrict it.
+//!   policies that have not been read by then do not restrict it. That is about this endpoint alone.
 //! - **A change** touches the endpoints that it is about. Their maps come before the addresses of the identities in them.
 //! - **What cannot be put in force** leaves the endpoint closed, is told in the status and in Kubernetes, and is tried again.
 
@@ -78,6 +79,8 @@ pub struct Policies {
     /// Prefixes with an identity of this node's own, as they should be in the ipcache.
     cidrs: BTreeMap<IpNet, CidrIdentity>,
     changed_cidrs: BTreeSet<IpNet>,
+    /// An earlier run has given prefixes their identity.
+    inherited_cidrs: bool,
     /// Addresses of this very node.
     host: BTreeSet<IpAddr>,
     /// Those of them that have come or gone.
@@ -153,6 +156,7 @@ impl Policies {
             by_address: HashMap::new(),
             cidrs: BTreeMap::new(),
             changed_cidrs: BTreeSet::new(),
+            inherited_cidrs: false,
             host: BTreeSet::new(),
             changed_host: BTreeSet::new(),
             restated: BTreeSet::new(),
@@ -162,6 +166,16 @@ impl Policies {
             faulty: BTreeSet::new(),
             refusals: 0,
         }
+    }
+
+    /// The same where an earlier run has given (or not) prefixes their identity, which its policy maps are about.
+    pub fn inheriting(self, cidrs: bool) -> Self {
+        Self { inherited_cidrs: cidrs, ..self }
+    }
+
+    /// Whether an earlier run has given prefixes their identity.
+    pub fn inherits_cidrs(&self) -> bool {
+        self.inherited_cidrs
     }
 
     /// A policy is new or has changed, or (none) is gone.
@@ -316,8 +330,9 @@ impl Policies {
         ops
     }
 
-    /// Prefixes of which something else is to be in the ipcache than before. None before what decides has been read: until
-    /// then the identities of an earlier run stay, which its policy maps are about.
+    /// Prefixes of which something else is to be in the ipcache than before. None, if an earlier run has left some, before
+    /// what decides has been read: until then its identities stay, which its policy maps are about. None either before the
+    /// first endpoint's policy is in force.
     pub fn take_cidrs(&mut self) -> BTreeSet<IpNet> {
         let mut changed = match self.in_force() {
             true => std::mem::take(&mut self.changed_cidrs),
@@ -438,8 +453,10 @@ impl Policies {
         Some((id(*interface), &self.endpoints.get(interface)?.pod))
     }
 
+    /// Whether prefixes get the identities that policies give them. A part of a prefix that a pinned policy map denies would
+    /// otherwise become one that the map does not know; whose map it is need not have been told yet.
     fn in_force(&self) -> bool {
-        self.is_decided() || self.undecided.len() < self.endpoints.len()
+        self.is_decided() || (!self.inherited_cidrs && self.undecided.len() < self.endpoints.len())
     }
 
     fn holds(&self, endpoint: &Endpoint) -> bool {

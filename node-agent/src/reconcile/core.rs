@@ -81,7 +81,8 @@ impl Reconciler {
         }
         Self {
             mesh,
-            policies: Policies::new(settings),
+            policies: Policies::new(settings)
+                .inheriting(dump.ipcache.iter().any(|(_, entry)| ipcache::is_of_policies(entry))),
             frontends: Frontends::default(),
             planner: Planner::adopt(dump, policy.backend_capacity),
             policy,
@@ -95,7 +96,8 @@ impl Reconciler {
 
     /// The same with other settings for network policies. Before the first event.
     pub fn with_policies(self, settings: policy::Settings) -> Self {
-        Self { policies: Policies::new(settings), ..self }
+        let policies = Policies::new(settings).inheriting(self.policies.inherits_cidrs());
+        Self { policies, ..self }
     }
 
     /// Keeps these peers as the mesh asks, from the first event on.
@@ -324,4 +326,137 @@ impl Reconciler {
 
 fn rules(mesh: &Mesh, policy: Policy) -> Rules<'_> {
     Rules { all_services: policy.all_services, node: &mesh.own().node }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_policy::{PolicyName, Subject};
+    use isthmus_wire::local::PolicyKind;
+    use isthmus_wire::{ClusterName, NumericIdentity};
+    use serde_json::json;
+
+    use super::*;
+    use crate::mesh::reserved;
+    use crate::policy::{LocalEndpoint, Settings};
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    fn prefix(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    /// An agent that finds these identities in the ipcache.
+    fn restarted(ipcache: &[(&str, u32)]) -> Reconciler {
+        let entry = |identity| IpcacheEntry { identity, ..IpcacheEntry::default() };
+        let ipcache = ipcache.iter().map(|(net, id)| (ipcache::key(prefix(net)), entry(*id))).collect();
+        let own = Own { cluster: "alpha".into(), id: 1, node: "node-0".into(), identity_shift: 16 };
+        let policy =
+            Policy { all_services: false, sync_timeout: Duration::from_secs(60), backend_capacity: 16 };
+        let cluster: ClusterName = "alpha".parse().expect("a name");
+        Reconciler::new(own, policy, &Dump { ipcache, ..Dump::default() })
+            .with_policies(Settings::new(&cluster))
+    }
+
+    fn tell(agent: &mut Reconciler, event: MeshEvent) {
+        agent.event(event, Provenance::default()).expect("it counts");
+    }
+
+    fn pod(agent: &mut Reconciler, interface: u32, name: &str, inherited: bool) {
+        let subject = Subject { namespace: "app".into(), ..Subject::default() };
+        let pod = LocalEndpoint {
+            pod: format!("app/{name}").into(),
+            uid: name.into(),
+            subject: subject.into(),
+            addresses: Vec::new(),
+            inherited,
+        };
+        tell(agent, MeshEvent::LocalEndpoint { interface, pod: Some(pod) });
+    }
+
+    /// Tells of a policy that denies a prefix and allows the rest of the world.
+    fn denying(agent: &mut Reconciler, net: &str) {
+        let name = PolicyName {
+            kind: PolicyKind::CiliumNetworkPolicy,
+            namespace: Some("app".parse().expect("a name")),
+            name: "deny".parse().expect("a name"),
+        };
+        let spec = json!({
+            "endpointSelector": {}, "egress": [{"toEntities": ["world"]}], "egressDeny": [{"toCIDR": [net]}],
+        });
+        let policy = Some(isthmus_policy::parse::policy(&name, &[spec]));
+        tell(agent, MeshEvent::Policy { name, policy });
+    }
+
+    /// Plans, and has everything made.
+    fn made(agent: &mut Reconciler, seconds: u64) -> (Vec<PolicyOp>, Vec<MapOp>) {
+        let policies = agent.plan_policies(at(seconds), false);
+        agent.confirm_policies(&policies, vec![Ok(()); policies.len()]);
+        let (ops, _) = agent.plan(at(seconds), false);
+        agent.confirm(&ops, &vec![Ok(()); ops.len()]);
+        (policies, ops)
+    }
+
+    fn own_is_read(agent: &mut Reconciler) {
+        use Resource::*;
+        tell(agent, MeshEvent::Namespace { name: "app".into(), labels: Some([].into()) });
+        for resource in [Policies, Namespaces, Services, Identities, Endpoints, Nodes, ClusterConfigs] {
+            tell(agent, MeshEvent::Synced { cluster: "alpha".into(), resource });
+        }
+    }
+
+    fn touches(ops: &[MapOp], net: &str) -> bool {
+        let key = ipcache::key(prefix(net));
+        ops.iter().any(|op| {
+            matches!(op, MapOp::PutIpcache { key: put, .. } | MapOp::DeleteIpcache { key: put } if *put == key)
+        })
+    }
+
+    #[test]
+    fn the_wait_of_a_new_pod_changes_no_prefix_that_an_earlier_run_s_policies_are_about() {
+        const DENIED: u32 = (1 << 24) + 7;
+        let kube_apiserver = NumericIdentity::KUBE_APISERVER.0;
+        let mut agent = restarted(&[
+            ("0.0.0.0/0", reserved::WORLD_IPV4),
+            ("192.0.2.0/24", DENIED),
+            ("198.51.100.1/32", kube_apiserver),
+        ]);
+        pod(&mut agent, 3, "old", true);
+        pod(&mut agent, 4, "new", false);
+        // One policy has come before the gateway went away; it is about a part of what the old pod is denied.
+        denying(&mut agent, "192.0.2.128/25");
+        made(&mut agent, 1);
+        let (policies, ops) = made(&mut agent, 10);
+        assert!(
+            policies.iter().any(|op| matches!(op, PolicyOp::Replace { interface: 4, .. })),
+            "{policies:?}"
+        );
+        assert!(policies.iter().all(|op| op.interface() == 4), "{policies:?}");
+        assert_eq!(ops, [], "the old pod's policy knows the whole range alone");
+        for resource in [Resource::Services, Resource::Nodes, Resource::Endpoints, Resource::ClusterConfigs] {
+            tell(&mut agent, MeshEvent::Synced { cluster: "alpha".into(), resource });
+        }
+        assert_eq!(made(&mut agent, 1000), (vec![], vec![]), "all but policies is read");
+        assert!(agent.is_started());
+
+        own_is_read(&mut agent);
+        let (policies, ops) = made(&mut agent, 1001);
+        assert!(
+            policies.iter().any(|op| matches!(op, PolicyOp::Replace { interface: 3, .. })),
+            "{policies:?}"
+        );
+        for net in ["192.0.2.128/25", "192.0.2.0/24", "198.51.100.1/32"] {
+            assert!(touches(&ops, net), "{net}: {ops:?}");
+        }
+    }
+
+    #[test]
+    fn where_no_earlier_run_has_left_any_a_new_pod_s_prefixes_come_with_its_policy() {
+        let mut agent = restarted(&[]);
+        pod(&mut agent, 4, "new", false);
+        denying(&mut agent, "192.0.2.0/24");
+        assert!(!touches(&made(&mut agent, 1).1, "192.0.2.0/24"));
+        assert!(touches(&made(&mut agent, 10).1, "192.0.2.0/24"));
+    }
 }
