@@ -245,6 +245,7 @@ fn print_side(what: &str, judged: Option<&Judged>) {
         Some(rule) => say!("{what} (on {node}): {verdict} by {rule}"),
         None => say!("{what} (on {node}): {verdict}, {}", side.reason),
     }
+    side.notes.iter().for_each(|note| say!("  note: {note}"));
     let others: Vec<_> = side.matching.iter().filter(|other| side.rule.as_ref() != Some(*other)).collect();
     if !others.is_empty() {
         say!("  also about it:");

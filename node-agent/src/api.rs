@@ -12,13 +12,14 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures::future::BoxFuture;
 use isthmus_bpf_abi::ServiceKey;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::desired::service::{self, protocol};
 use crate::events::{Filter, Hub};
 use crate::explain::{self, Asked, Known};
+use crate::pods::PodsStatus;
 use crate::reconcile::{Looks, Reconciler};
 use crate::status::{AgentStatus, Applied, BackendStatus, FrontendStatus, IpcacheStatus};
 
@@ -33,6 +34,8 @@ pub struct Api {
     pub applied: broadcast::Sender<Applied>,
     /// Hears of every verdict.
     pub verdicts: Hub,
+    /// How the pods of the node are.
+    pub pods: watch::Receiver<PodsStatus>,
 }
 
 /// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/policy`, `/v1/applied`, `/v1/events`, `/v1/explain`.
@@ -94,9 +97,11 @@ async fn explain(State(api): State<Api>, RawQuery(query): RawQuery) -> Response 
         Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     };
     let node = api.verdicts.node().to_owned();
-    or_leaving(
-        api.looks.at(move |reconciler, _| explain::explain(&node, &asked, &Known::new(reconciler))).await,
-    )
+    let closed = api.pods.borrow().closed.clone();
+    let explained = move |reconciler: &Reconciler, _: &_| {
+        explain::explain(&node, &asked, &Known::new(reconciler).beside(&closed))
+    };
+    or_leaving(api.looks.at(explained).await)
 }
 
 fn or_leaving<T: serde::Serialize>(answer: Option<T>) -> Response {

@@ -356,7 +356,7 @@ async fn serve(
     let readiness = move || ready.borrow().clone();
     endpoints.health(config.health, readiness, axum::Router::new()).await?;
     endpoints.metrics(config.metrics, metrics.registry()).await?;
-    let reporter = reporter.clone();
+    let (reporter, pods) = (reporter.clone(), reporter.pods.clone());
     let status = Arc::new(move || {
         let (reporter, probe) = (reporter.clone(), probe.clone());
         let status = async move {
@@ -366,7 +366,7 @@ async fn serve(
         };
         Box::pin(status) as futures::future::BoxFuture<'static, _>
     });
-    endpoints.api(&config.api_socket, api::router(Api { status, looks, applied, verdicts }))?;
+    endpoints.api(&config.api_socket, api::router(Api { status, looks, applied, verdicts, pods }))?;
     Ok(())
 }
 

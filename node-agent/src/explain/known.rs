@@ -4,25 +4,34 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use isthmus_policy::{Engine, RuleId, RuleOrigin};
+use isthmus_policy::{Engine, NamedPorts, PolicyName, RuleId, RuleOrigin};
 use isthmus_wire::{Labels, NumericIdentity};
 
 use super::{Behind, Knowledge, LocalPod, has_all};
+use crate::datapath::Enforcement;
 use crate::desired::ipcache;
 use crate::events::{Directory, PodName};
 use crate::mesh::reserved;
+use crate::pods::ClosedPod;
+use crate::policy::Standing;
 use crate::reconcile::Reconciler;
 
 /// The reconciler, looked at by those who explain.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     reconciler: &'a Reconciler,
+    closed: &'a [ClosedPod],
 }
 
 impl<'a> Known<'a> {
     /// What this reconciler knows.
     pub fn new(reconciler: &'a Reconciler) -> Self {
-        Self { reconciler }
+        Self { reconciler, closed: &[] }
+    }
+
+    /// And of pods that it has not been told of, since there is no room for them.
+    pub fn beside(self, closed: &'a [ClosedPod]) -> Self {
+        Self { closed, ..self }
     }
 }
 
@@ -56,25 +65,44 @@ impl Knowledge for Known<'_> {
         self.engine_itself()
     }
 
+    fn has_problems(&self, policy: &PolicyName) -> bool {
+        self.reconciler.policies().has_problems(policy)
+    }
+
     fn local_pods(&self) -> Vec<LocalPod> {
-        let endpoints = self.reconciler.policies().local_endpoints();
-        endpoints
-            .filter_map(|(id, endpoint)| {
-                let PodName { namespace, name } = pod_name(&endpoint.pod)?;
-                let identity = endpoint.addresses.iter().find_map(|address| {
-                    let resolved = self.reconciler.mesh().resolve(IpNet::from(*address))?;
-                    (resolved.cluster == 0).then_some(resolved.identity)
-                });
-                Some(LocalPod {
-                    id,
-                    namespace,
-                    name,
-                    addresses: endpoint.addresses.clone(),
-                    identity: identity.unwrap_or(0),
-                    named_ports: endpoint.subject.named_ports.clone(),
-                })
+        let policies = self.reconciler.policies();
+        let closed = self.closed.iter().filter_map(|closed| {
+            let PodName { namespace, name } = pod_name(&closed.pod)?;
+            Some(LocalPod {
+                id: None,
+                namespace,
+                name,
+                identity: closed.addresses.first().map_or(0, |address| self.identity_at(*address)),
+                addresses: closed.addresses.clone(),
+                named_ports: NamedPorts::new(),
+                standing: Standing::Closed {
+                    directions: Enforcement { ingress: true, egress: true },
+                    reason: closed.reason.clone(),
+                },
             })
-            .collect()
+        });
+        let told = policies.local_endpoints().filter_map(|(id, endpoint)| {
+            let PodName { namespace, name } = pod_name(&endpoint.pod)?;
+            let identity = endpoint.addresses.iter().find_map(|address| {
+                let resolved = self.reconciler.mesh().resolve(IpNet::from(*address))?;
+                (resolved.cluster == 0).then_some(resolved.identity)
+            });
+            Some(LocalPod {
+                id: Some(id),
+                namespace,
+                name,
+                addresses: endpoint.addresses.clone(),
+                identity: identity.unwrap_or(0),
+                named_ports: endpoint.subject.named_ports.clone(),
+                standing: policies.standing(id),
+            })
+        });
+        closed.chain(told).collect()
     }
 
     fn identity_at(&self, address: IpAddr) -> u32 {

@@ -9,14 +9,16 @@ mod question;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use isthmus_policy::resolve::Question;
-use isthmus_policy::{Direction, Effect, EndpointId, Engine, NamedPorts};
+use isthmus_policy::resolve::{Explanation, Question};
+use isthmus_policy::{Direction, Effect, EndpointId, Engine, NamedPorts, PolicyName, RuleOrigin};
 use isthmus_wire::{Labels, NumericIdentity};
 use serde::{Deserialize, Serialize};
 
 pub use self::known::Known;
 pub use self::question::{Asked, AskedError, Port, Target};
 use crate::events::Directory;
+use crate::mesh::reserved;
+use crate::policy::{EndpointState, Standing};
 
 /// What the agent knows, as far as it is asked about.
 pub trait Knowledge: Directory {
@@ -24,6 +26,8 @@ pub trait Knowledge: Directory {
     fn own_cluster(&self) -> &str;
     /// The engine that fills the maps.
     fn engine(&self) -> &Engine;
+    /// Whether a part of a policy is not enforced as written.
+    fn has_problems(&self, policy: &PolicyName) -> bool;
     /// Pods of this node with an address of their own.
     fn local_pods(&self) -> Vec<LocalPod>;
     /// The identity that the programs take an address for.
@@ -37,8 +41,8 @@ pub trait Knowledge: Directory {
 /// A pod of this node.
 #[derive(Clone, Debug)]
 pub struct LocalPod {
-    /// What the engine calls it.
-    pub id: EndpointId,
+    /// What the engine calls it; none if it has not been told of it.
+    pub id: Option<EndpointId>,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its name.
@@ -49,6 +53,8 @@ pub struct LocalPod {
     pub identity: u32,
     /// The ports of its containers that have names.
     pub named_ports: NamedPorts,
+    /// What stands between its policies and its packets.
+    pub standing: Standing,
 }
 
 /// An agent's answer.
@@ -118,6 +124,12 @@ pub struct Side {
     pub reason: String,
     /// The rule that decides, if one does.
     pub rule: Option<String>,
+    /// How far the pod's policy is. As an earlier run left it: what is said here is what will be in force.
+    #[serde(default)]
+    pub state: EndpointState,
+    /// What else to know about the answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Every rule that is about such a packet, those that deny first.
     pub matching: Vec<String>,
     /// Policies that deny by default.
@@ -132,7 +144,7 @@ pub fn explain(node: &str, asked: &Asked, known: &dyn Knowledge) -> Answer {
     let port = answered_port(&asked.port, destination_pod);
     let side = |pod: Option<&LocalPod>, peer: &Option<Party>, direction| {
         let (pod, peer, port) = (pod?, peer.as_ref()?, port?);
-        Some(side(known.engine(), pod, direction, peer.identity, port))
+        Some(side(known, pod, direction, peer.identity, port))
     };
     Answer {
         node: node.to_owned(),
@@ -144,25 +156,34 @@ pub fn explain(node: &str, asked: &Asked, known: &dyn Knowledge) -> Answer {
     }
 }
 
-fn side(engine: &Engine, pod: &LocalPod, direction: Direction, peer: u32, port: AnsweredPort) -> Side {
-    let question = Question {
-        endpoint: pod.id,
+fn side(known: &dyn Knowledge, pod: &LocalPod, direction: Direction, peer: u32, port: AnsweredPort) -> Side {
+    let question = |endpoint| Question {
+        endpoint,
         direction,
         peer: NumericIdentity(peer),
         protocol: port.protocol,
         port: port.port,
     };
-    let Some(explained) = engine.explain(&question) else {
-        return Side {
-            allowed: false,
-            enforced: true,
-            reason: "the pod's rules are not known yet: until they are, nothing passes".to_owned(),
-            rule: None,
-            matching: Vec::new(),
-            default_deny_by: Vec::new(),
-        };
+    let explained = pod.id.and_then(|id| known.engine().explain(&question(id)));
+    let from_host = direction == Direction::Ingress && peer == reserved::HOST;
+    let mut side = match explained {
+        Some(explained) => written(known, explained),
+        None if from_host => nothing_known(true, "a node always reaches its own pods"),
+        None => nothing_known(false, "the pod's rules are not known yet: until they are, nothing passes"),
     };
-    let words = |origins: &[isthmus_policy::RuleOrigin]| origins.iter().map(ToString::to_string).collect();
+    stand(&mut side, &pod.standing, direction, from_host);
+    side
+}
+
+/// What the policies say, whatever stands in their way.
+fn written(known: &dyn Knowledge, explained: Explanation) -> Side {
+    let words = |origins: &[RuleOrigin]| origins.iter().map(ToString::to_string).collect();
+    let decide: Vec<&PolicyName> = match &explained.origin {
+        Some(origin) => vec![&origin.policy],
+        None if explained.effect == Effect::Deny => explained.default_deny_by.iter().collect(),
+        None => Vec::new(),
+    };
+    let partly = decide.into_iter().filter(|policy| known.has_problems(policy));
     Side {
         allowed: explained.effect == Effect::Allow,
         enforced: explained.enforced,
@@ -172,8 +193,58 @@ fn side(engine: &Engine, pod: &LocalPod, direction: Direction, peer: u32, port: 
             (Some(_), Effect::Deny) => "a rule denies it".to_owned(),
         },
         rule: explained.origin.as_ref().map(ToString::to_string),
+        state: EndpointState::InForce,
+        notes: partly
+            .map(|policy| format!("{policy} is not enforced as written: `kubectl describe` it to see why"))
+            .collect(),
         matching: words(&explained.matching),
         default_deny_by: explained.default_deny_by.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn nothing_known(allowed: bool, reason: &str) -> Side {
+    Side {
+        allowed,
+        enforced: true,
+        reason: reason.to_owned(),
+        rule: None,
+        state: EndpointState::InForce,
+        notes: Vec::new(),
+        matching: Vec::new(),
+        default_deny_by: Vec::new(),
+    }
+}
+
+/// Makes of what the policies say what becomes of the packet now.
+fn stand(side: &mut Side, standing: &Standing, direction: Direction, from_host: bool) {
+    let (state, denied) = match standing {
+        Standing::InForce => (EndpointState::InForce, None),
+        Standing::AsPinned => {
+            side.notes.push(
+                "this is what will be in force: until the mesh has been read, the rules of an earlier run of the agent \
+                 decide"
+                    .to_owned(),
+            );
+            (EndpointState::AsPinned, None)
+        }
+        Standing::Waiting => {
+            let reason = "the pod is new and held back until its rules are known: for now, nothing passes";
+            (EndpointState::Waiting, Some(reason.to_owned()))
+        }
+        Standing::Closed { directions, reason } => {
+            let here = match direction {
+                Direction::Ingress => directions.ingress,
+                Direction::Egress => directions.egress,
+            };
+            (EndpointState::Closed, here.then(|| format!("the pod is closed: {reason}")))
+        }
+    };
+    side.state = state;
+    if let Some(reason) = denied.filter(|_| !from_host) {
+        if let Some(rule) = side.rule.take() {
+            side.notes.push(format!("once its policy is in force, {rule} decides"));
+        }
+        (side.allowed, side.enforced, side.reason) = (false, true, reason);
     }
 }
 
@@ -249,3 +320,6 @@ fn answered_port(port: &Port, destination: Option<&LocalPod>) -> Option<Answered
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

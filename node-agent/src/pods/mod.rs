@@ -156,10 +156,23 @@ pub struct PodsStatus {
     pub attached: usize,
     /// Pods without, and why: `namespace/name` to the reason.
     pub waiting: BTreeMap<String, String>,
+    /// Of them, those whose packets are all dropped.
+    pub closed: Vec<ClosedPod>,
     /// All pods of the node have been listed.
     pub listed: bool,
     /// Why the Kubernetes API cannot be read.
     pub error: Option<String>,
+}
+
+/// A pod for whose policy there is no room: nothing is allowed to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClosedPod {
+    /// `namespace/name`.
+    pub pod: Arc<str>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Why.
+    pub reason: String,
 }
 
 /// Follows the pods of the node until `shutdown`. Programs stay attached then.
@@ -240,6 +253,8 @@ struct KnownPod {
     /// Of its interfaces, those that an earlier run of the agent has made known.
     inherited: BTreeSet<u32>,
     waiting: Option<String>,
+    /// There was no room for its policy when it was last looked at.
+    no_room: bool,
     due: Instant,
     backoff: Duration,
 }
@@ -286,6 +301,7 @@ impl NodePods {
             interfaces: Vec::new(),
             inherited: BTreeSet::new(),
             waiting: Some("not looked at yet".to_owned()),
+            no_room: false,
             due: now,
             backoff: FIRST_RETRY,
         });
@@ -386,6 +402,7 @@ impl NodePods {
                     self.attach.attach(interface.host).map_err(|error| error.to_string())?;
                 }
                 if let Some(no_room) = no_room {
+                    pod.no_room = true;
                     return Err(no_room);
                 }
             }
@@ -411,6 +428,7 @@ impl NodePods {
                     pod.tell(&self.tell);
                 }
                 pod.waiting = None;
+                pod.no_room = false;
                 pod.backoff = FIRST_RETRY;
                 pod.due = now + CHECK;
             }
@@ -442,7 +460,14 @@ impl NodePods {
 
     fn report(&self, status: &watch::Sender<PodsStatus>) {
         let waiting = |pod: &KnownPod| Some((pod.name.to_string(), pod.waiting.clone()?));
+        let closed = |pod: &KnownPod| {
+            let reason = pod.waiting.clone().filter(|_| pod.no_room)?;
+            Some(ClosedPod { pod: pod.name.clone(), addresses: pod.addresses.clone(), reason })
+        };
+        let mut closed: Vec<_> = self.pods.values().filter_map(closed).collect();
+        closed.sort_by(|a, b| a.pod.cmp(&b.pod));
         let now = PodsStatus {
+            closed,
             attached: self.pods.values().filter(|pod| pod.waiting.is_none()).count(),
             waiting: self.pods.values().filter_map(waiting).collect(),
             listed: self.listed,

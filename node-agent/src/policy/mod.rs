@@ -33,8 +33,8 @@ use isthmus_wire::{ClusterName, Labels, NumericIdentity};
 pub use self::endpoint::{LocalEndpoint, subject};
 pub use self::op::{Fault, PolicyOp};
 pub use self::refusal::Refusal;
-pub use self::status::{EndpointPolicy, EndpointState, PolicySummary};
-use crate::datapath::{AtFirst, EndpointSettings};
+pub use self::status::{EndpointPolicy, EndpointState, PolicySummary, Standing};
+use crate::datapath::{AtFirst, EndpointSettings, Enforcement as Directions};
 use crate::mesh::fact::{Moment, ServiceName};
 use crate::mesh::{Changes, Mesh, Resource};
 
@@ -105,6 +105,8 @@ struct Endpoint {
     pod: LocalEndpoint,
     phase: Phase,
     fault: Option<Fault>,
+    /// The directions in which nothing passes while there is a fault.
+    closed: Directions,
 }
 
 /// How far an endpoint's policy is.
@@ -251,7 +253,8 @@ impl Policies {
                     self.undecided.insert(interface);
                 }
                 self.faulty.remove(&interface);
-                self.endpoints.insert(interface, Endpoint { pod, phase, fault: None });
+                self.endpoints
+                    .insert(interface, Endpoint { pod, phase, fault: None, closed: Directions::default() });
             }
         }
         self.engine.set_endpoint(id(interface), Some((*subject).clone()));
@@ -386,7 +389,8 @@ impl Policies {
                 continue;
             };
             match (op, result) {
-                (_, Err(fault)) => {
+                (op, Err(fault)) => {
+                    endpoint.closed = closed(op, endpoint.closed);
                     if fault.is_lasting() {
                         self.faulty.remove(&interface);
                     } else {
@@ -397,7 +401,10 @@ impl Policies {
                 }
                 // Who the pod is has been stated; that says nothing about an earlier failure of its policy.
                 (PolicyOp::State { .. } | PolicyOp::Forget { .. }, Ok(())) => {}
-                (PolicyOp::Replace { .. } | PolicyOp::Update { .. }, Ok(())) => {
+                (op @ (PolicyOp::Replace { .. } | PolicyOp::Update { .. }), Ok(())) => {
+                    if let PolicyOp::Replace { enforcement, .. } = op {
+                        endpoint.closed = *enforcement;
+                    }
                     self.refusals += u64::from(endpoint.fault.take().is_some());
                     self.faulty.remove(&interface);
                 }
@@ -506,6 +513,19 @@ impl Policies {
 
 fn id(interface: u32) -> EndpointId {
     EndpointId(u64::from(interface))
+}
+
+/// The directions that are closed once an operation has failed, of an endpoint that was enforced in `former`.
+fn closed(op: &PolicyOp, former: Directions) -> Directions {
+    match op {
+        PolicyOp::Replace { enforcement, .. } => Directions {
+            ingress: former.ingress || enforcement.ingress,
+            egress: former.egress || enforcement.egress,
+        },
+        PolicyOp::Update { .. } => former,
+        // The programs do not know the pod: then nothing passes.
+        PolicyOp::State { .. } | PolicyOp::Forget { .. } => Directions { ingress: true, egress: true },
+    }
 }
 
 /// Who a pod is, as far as the mesh knows.

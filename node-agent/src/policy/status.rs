@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Policies};
+use isthmus_policy::{EndpointId, PolicyName};
+
+use super::{Enforcement, Phase, Policies};
+use crate::datapath::Enforcement as Directions;
 
 /// Policies on this node, in numbers, and what is not well.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -55,7 +58,7 @@ pub struct EndpointPolicy {
 }
 
 /// How far an endpoint's policy is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndpointState {
     /// As an earlier run of the agent left it.
@@ -63,12 +66,52 @@ pub enum EndpointState {
     /// Held back until its policy is known.
     Waiting,
     /// What holds is in force.
+    #[default]
     InForce,
     /// It could not be put in force: nothing is allowed in the directions that it is about.
     Closed,
 }
 
+/// What stands between an endpoint's policy, as the engine knows it, and the packets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// Nothing.
+    InForce,
+    /// An earlier run's rules decide.
+    AsPinned,
+    /// Nothing passes until its policy is known.
+    Waiting,
+    /// It could not be put in force.
+    Closed {
+        /// The directions in which nothing passes.
+        directions: Directions,
+        /// Why.
+        reason: String,
+    },
+}
+
 impl Policies {
+    /// What stands between an endpoint's policy and its packets.
+    pub fn standing(&self, id: EndpointId) -> Standing {
+        let Some(endpoint) = u32::try_from(id.0).ok().and_then(|interface| self.endpoints.get(&interface))
+        else {
+            return Standing::Waiting;
+        };
+        match (&endpoint.fault, endpoint.phase) {
+            (Some(fault), _) => Standing::Closed { directions: endpoint.closed, reason: fault.to_string() },
+            (None, Phase::AsPinned) => Standing::AsPinned,
+            // Nobody is held back then.
+            (None, Phase::Waiting(_)) if self.settings.enforcement == Enforcement::Never => Standing::InForce,
+            (None, Phase::Waiting(_)) => Standing::Waiting,
+            (None, Phase::InForce) => Standing::InForce,
+        }
+    }
+
+    /// Whether a part of a policy is not enforced as written.
+    pub fn has_problems(&self, policy: &PolicyName) -> bool {
+        self.known.get(policy).is_some_and(|problems| *problems > 0)
+    }
+
     /// All endpoints. Grows with the pods of the node and their rules.
     pub fn endpoint_policies(&self) -> Vec<EndpointPolicy> {
         let one = |(interface, endpoint): (&u32, &super::Endpoint)| {
