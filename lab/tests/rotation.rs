@@ -190,7 +190,7 @@ struct Ended {
     /// Numbers of those that have not come back.
     lost: Vec<RangeInclusive<u32>>,
     /// What was done, and the number of the next datagram then: read when something was lost.
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "printed when something was lost")]
     notes: Vec<(String, u32)>,
 }
 
