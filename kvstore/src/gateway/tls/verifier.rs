@@ -1,7 +1,7 @@
 //! Judges the certificates of clients: signed by an authority that is trusted, and by one that may say this name.
 //!
-//! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the same
-//! name ("Cilium CA"); what tells them apart is their keys.
+//! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the
+//! same name ("Cilium CA"); what tells them apart is their keys.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,8 +181,8 @@ impl TrustVerifier {
     }
 }
 
-/// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has another
-/// key, so its signature does not fit either.
+/// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has
+/// another key, so its signature does not fit either.
 fn is_telling(error: &rustls::Error) -> bool {
     !matches!(
         error,
