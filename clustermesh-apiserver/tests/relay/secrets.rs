@@ -183,8 +183,13 @@ async fn every_reason_why_a_peer_is_not_ready_has_its_name() {
     let kubernetes = Kubernetes::start().await;
     let alpha = Alpha::start(&kubernetes).await;
     let beta = Cluster::start(&alpha, "beta", 2).await;
-    kubernetes.configure(&beta.secret(), None).await;
+    // Where a name leads, the Secret may say itself.
+    let mut named = beta.secret();
+    named.endpoints = vec![format!("https://gateway.example:{}", beta.peer.address.port()).parse().unwrap()];
+    named.addresses.insert("gateway.example".to_owned(), vec![beta.peer.address.ip()]);
+    kubernetes.configure(&named, None).await;
     let ready = kubernetes.ready("beta").await;
+    assert_eq!(alpha.peer("beta").unwrap().address, Some(beta.peer.address));
 
     // Out of reach: told, and nothing is taken away.
     let place = beta.stop().await;
@@ -214,6 +219,9 @@ async fn every_reason_why_a_peer_is_not_ready_has_its_name() {
     kubernetes.edit("peer-gamma", "server-name", "").await;
     let refused = kubernetes.peer("gamma gets no further", "gamma", |peer| peer.is(CONNECTED)).await;
     assert!(!refused.is(READY));
+    // A name that nobody knows.
+    kubernetes.edit("peer-gamma", "endpoints", "https://gateway.invalid:2379").await;
+    kubernetes.reason("gamma", "NameNotResolved").await;
     // One that has the id of another.
     let delta = Cluster::start(&alpha, "delta", 2).await;
     kubernetes.configure(&delta.secret(), None).await;
