@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::view::{Running, View};
 use crate::exporter::{Exporter, ExporterConfig, ExporterError, ExporterMetrics, Source};
-use crate::relay::{self, OwnCluster, Relay, RelayConfig, Timing};
+use crate::relay::{self, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 
 /// How long a shutdown waits for what was written to reach etcd.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -324,7 +324,9 @@ fn start_relay(
         id: config.cluster_id,
         mesh: config.max_connected_clusters,
     };
-    let relay = RelayConfig { own, peers_dir, timing: config.timing };
+    let sources = SourcesConfig { own: own.name.clone(), directory: Some(peers_dir), secrets: None };
+    let sources = Sources::follow(sources, shutdown);
+    let relay = RelayConfig { own, sources, timing: config.timing };
     let (relay, task) = Relay::spawn(relay, writer.clone(), metrics, shutdown.clone());
     (Some(relay), task)
 }

@@ -115,6 +115,14 @@ impl View {
                 .and_then(|running| running.relay.as_ref())
                 .map(Relay::refused_files)
                 .unwrap_or_default(),
+            refused_secrets: running
+                .and_then(|running| running.relay.as_ref())
+                .map(Relay::refused_secrets)
+                .unwrap_or_default(),
+            secrets_unread: running
+                .and_then(|running| running.relay.as_ref())
+                .and_then(Relay::secrets_unread),
+            leader: None,
         }
     }
 
