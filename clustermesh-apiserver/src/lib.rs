@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod daemon;
+pub mod election;
 pub mod exporter;
 pub mod flags;
 pub mod pki;
