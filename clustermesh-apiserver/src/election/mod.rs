@@ -284,7 +284,8 @@ impl Run {
         let released = self.candidate.release(k8s_openapi::jiff::Timestamp::now());
         self.role.send_replace(Role::Standby { leader: None });
         let Some(lease) = released else { return };
-        let write = self.api.replace(&self.lease, &PostParams::default(), &lease);
+        let params = PostParams::default();
+        let write = self.api.replace(&self.lease, &params, &lease);
         match tokio::time::timeout(self.timing.retry, write).await {
             Ok(Ok(_)) => tracing::info!(lease = self.lease, "the Lease is released"),
             Ok(Err(error)) => tracing::debug!("the Lease is not released and will expire: {}", chain(&error)),

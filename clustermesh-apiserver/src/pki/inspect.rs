@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use base64::Engine as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -141,6 +142,22 @@ impl Certificate {
         Ok(Self { der, ..certificate })
     }
 
+    /// Its encoding as PEM: one text for one certificate.
+    pub fn pem(&self) -> String {
+        let body = base64::engine::general_purpose::STANDARD.encode(&self.der);
+        let mut text = String::with_capacity(body.len() + body.len() / 64 + 64);
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let mut rest = body.as_str();
+        while !rest.is_empty() {
+            let (line, more) = rest.split_at(rest.len().min(64));
+            text.push_str(line);
+            text.push('\n');
+            rest = more;
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+        text
+    }
+
     /// Its encoding.
     pub fn der(&self) -> &[u8] {
         &self.der
@@ -247,7 +264,9 @@ mod tests {
         let client = Certificate::first(&client.certificate).unwrap();
         assert!(client.client && !client.server);
         assert_eq!(client.common_name, "agent-alpha");
-        assert!(Certificate::first(authority.certificate()).unwrap().authority);
+        let own = Certificate::first(authority.certificate()).unwrap();
+        assert!(own.authority);
+        assert_eq!(Certificate::all(&format!("{0}{0}", own.pem())).unwrap(), [own.clone(), own]);
     }
 
     #[test]
