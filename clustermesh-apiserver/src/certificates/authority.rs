@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use isthmus_crds::names::{CA_SECRET, CA_SECRET_TYPE};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
 
-use super::names::{CA_SECRET, CA_SECRET_TYPE};
 use super::rotation::{MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION};
 use super::{labels, text};
 use crate::pki::{Authority, Certificate, PkiError};
@@ -53,10 +53,11 @@ impl AuthoritySecret {
 
     /// Beside our own form that of Cilium (`ca.crt`, `ca.key`) is taken, so that clusters can share one authority.
     pub(super) fn parse(secret: &Secret) -> Result<Self, String> {
-        let has = |key: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(key));
-        let pair = if !has("tls.crt") && has("ca.key") { ("ca.crt", "ca.key") } else { ("tls.crt", "tls.key") };
+        let has = |key: &str| has(secret, key);
+        let pair = keys(secret);
         let read = |(certificate, key)| -> Result<Authority, String> {
-            Authority::from_pem(text(secret, certificate)?, text(secret, key)?).map_err(|error| error.to_string())
+            Authority::from_pem(text(secret, certificate)?, text(secret, key)?)
+                .map_err(|error| error.to_string())
         };
         let active = read(pair)?;
         let certificate = Certificate::first(active.certificate()).map_err(|error| error.to_string())?;
@@ -175,11 +176,7 @@ impl AuthoritySecret {
         secret
     }
 
-    fn changed(
-        &self,
-        rotation: Rotation,
-        change: impl FnOnce(&mut BTreeMap<String, ByteString>),
-    ) -> Secret {
+    fn changed(&self, rotation: Rotation, change: impl FnOnce(&mut BTreeMap<String, ByteString>)) -> Secret {
         // The resource version stays with it: somebody else's change in between makes the write fail.
         let mut secret = self.secret.clone();
         let annotations = secret.metadata.annotations.get_or_insert_default();
@@ -188,6 +185,19 @@ impl AuthoritySecret {
         change(secret.data.get_or_insert_default());
         secret
     }
+}
+
+/// Where certificate and key lie.
+pub(super) fn keys(secret: &Secret) -> (&'static str, &'static str) {
+    if !has(secret, "tls.crt") && has(secret, "ca.key") {
+        ("ca.crt", "ca.key")
+    } else {
+        ("tls.crt", "tls.key")
+    }
+}
+
+fn has(secret: &Secret, key: &str) -> bool {
+    secret.data.as_ref().is_some_and(|data| data.contains_key(key))
 }
 
 fn authority(cluster: &str) -> Result<Authority, PkiError> {
@@ -243,7 +253,8 @@ mod tests {
 
     #[test]
     fn an_authority_of_cilium_s_form_or_with_more_in_its_bundle_is_taken_and_is_not_ours() {
-        let [own, other] = ["a", "b"].map(|name| Authority::generate(name, AUTHORITY_VALIDITY).unwrap().identity());
+        let [own, other] =
+            ["a", "b"].map(|name| Authority::generate(name, AUTHORITY_VALIDITY).unwrap().identity());
         let secret = |data: &[(&str, &str)]| Secret {
             data: Some(data.iter().map(|(key, value)| ((*key).to_owned(), bytes(value))).collect()),
             ..Secret::default()

@@ -5,12 +5,14 @@ use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use isthmus_crds::names::{
+    ADMIN_CERT_SECRET, AGENT_CERT_SECRET, LOCAL_CERT_SECRET, REMOTE_CERT_SECRET, SERVER_CERT_SECRET,
+};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
 
-use super::authority::AuthoritySecret;
-use super::names::{ADMIN_SECRET, LOCAL_SECRET, NODE_AGENT_SECRET, REMOTE_SECRET, SERVER_SECRET};
+use super::authority::{AuthoritySecret, keys};
 use super::{labels, text};
 use crate::pki::{Certificate, Client, GATEWAY_NAME, Identity, PkiError, gateway_names, usable_pair};
 
@@ -63,7 +65,9 @@ impl fmt::Display for Reason {
             Self::Authority(issuer) => {
                 write!(f, "the one before was issued by an authority that is not the active one ({issuer})")
             }
-            Self::Due(until) => write!(f, "two thirds of its life are over; the one before is valid until {until}"),
+            Self::Due(until) => {
+                write!(f, "two thirds of its life are over; the one before is valid until {until}")
+            }
         }
     }
 }
@@ -71,17 +75,18 @@ impl fmt::Display for Reason {
 impl Leaf {
     /// All certificates of a cluster; the gateway is also valid for `more` names.
     pub(super) fn all(cluster: &str, namespace: &str, more: &[String]) -> Vec<Self> {
-        let client = |secret, client: Client<'_>| Self { secret, common_name: client.common_name(), names: None };
+        let client =
+            |secret, client: Client<'_>| Self { secret, common_name: client.common_name(), names: None };
         vec![
             Self {
-                secret: SERVER_SECRET,
+                secret: SERVER_CERT_SECRET,
                 common_name: GATEWAY_NAME.to_owned(),
                 names: Some(gateway_names(namespace, more)),
             },
-            client(REMOTE_SECRET, Client::Remote(cluster)),
-            client(ADMIN_SECRET, Client::Admin(cluster)),
-            client(LOCAL_SECRET, Client::Local(cluster)),
-            client(NODE_AGENT_SECRET, Client::Agent(cluster)),
+            client(REMOTE_CERT_SECRET, Client::Remote(cluster)),
+            client(ADMIN_CERT_SECRET, Client::Admin(cluster)),
+            client(LOCAL_CERT_SECRET, Client::Local(cluster)),
+            client(AGENT_CERT_SECRET, Client::Agent(cluster)),
         ]
     }
 
@@ -139,7 +144,11 @@ impl Leaf {
     }
 
     /// Issues it.
-    pub(super) fn issue(&self, authority: &AuthoritySecret, validity: Duration) -> Result<Identity, PkiError> {
+    pub(super) fn issue(
+        &self,
+        authority: &AuthoritySecret,
+        validity: Duration,
+    ) -> Result<Identity, PkiError> {
         match &self.names {
             Some(names) => authority.active.server(&self.common_name, names, validity),
             None => authority.active.user(&self.common_name, &[], validity),
@@ -147,7 +156,12 @@ impl Leaf {
     }
 
     /// The Secret with this identity, or with the one it has, and with what it should trust.
-    pub(super) fn secret(&self, before: Option<&Secret>, identity: Option<&Identity>, bundle: &str) -> Secret {
+    pub(super) fn secret(
+        &self,
+        before: Option<&Secret>,
+        identity: Option<&Identity>,
+        bundle: &str,
+    ) -> Secret {
         let mut secret = before.cloned().unwrap_or_else(|| Secret {
             metadata: ObjectMeta {
                 name: Some(self.secret.to_owned()),
@@ -170,9 +184,10 @@ impl Leaf {
     }
 }
 
-/// The certificate of a Secret whose key belongs to it.
+/// The certificate of a Secret, whose key belongs to it.
 pub(super) fn pair(secret: &Secret) -> Result<Certificate, String> {
-    usable_pair(text(secret, "tls.crt")?, text(secret, "tls.key")?).map_err(|error| error.to_string())
+    let (certificate, key) = keys(secret);
+    usable_pair(text(secret, certificate)?, text(secret, key)?).map_err(|error| error.to_string())
 }
 
 /// At two thirds of its life, or a little before: how much follows from the certificate, so that it stays the same, and
@@ -180,7 +195,8 @@ pub(super) fn pair(secret: &Secret) -> Result<Certificate, String> {
 fn due(certificate: &Certificate) -> DateTime<Utc> {
     let life = certificate.not_after - certificate.not_before;
     // The signature's last bytes: as good as random.
-    let last = certificate.der().iter().rev().take(2).fold(0i32, |number, byte| number << 8 | i32::from(*byte));
+    let last =
+        certificate.der().iter().rev().take(2).fold(0i32, |number, byte| number << 8 | i32::from(*byte));
     certificate.not_before + life * 2 / 3 - life / 20 * last / 0x1_0000
 }
 
@@ -219,7 +235,10 @@ mod tests {
             };
             let days = (due - now).num_days();
             assert!((54..=60).contains(&days), "{}: after {days} days", leaf.secret);
-            assert!(matches!(leaf.judge(Some(&secret), &authority, LIFE, due), Verdict::Issue(Reason::Due(_))));
+            assert!(matches!(
+                leaf.judge(Some(&secret), &authority, LIFE, due),
+                Verdict::Issue(Reason::Due(_))
+            ));
         }
     }
 
@@ -244,7 +263,7 @@ mod tests {
         let elsewhere = issued(server, &self::authority());
         assert!(judge(server, Some(&elsewhere)).contains("not the active one"));
         let wrong = Leaf { common_name: GATEWAY_NAME.to_owned(), ..remote.clone() };
-        let wrong = Leaf { secret: SERVER_SECRET, ..wrong };
+        let wrong = Leaf { secret: SERVER_CERT_SECRET, ..wrong };
         let no_server = issued(&wrong, &authority);
         let nameless = Leaf { names: Some(Vec::new()), ..server.clone() };
         assert!(judge(&nameless, Some(&no_server)).contains("usage"));
