@@ -1,6 +1,7 @@
 //! What the apiserver says about itself: served as JSON on the API socket, read by `isthmus status`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -182,6 +183,9 @@ pub struct PeerStatus {
     pub connected: bool,
     /// The endpoint in use.
     pub endpoint: Option<String>,
+    /// The address that the endpoint's name has led to.
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
     /// When everything mirrored was last known to be complete.
     #[serde(default)]
     pub confirmed: Option<DateTime<Utc>>,
@@ -245,8 +249,10 @@ pub enum PeerCause {
     CertificateRefused,
     /// The gateway's certificate is for another name.
     WrongName,
-    /// The gateway answers, and the connection is of no use for another reason.
-    ConnectionFailed,
+    /// Our own certificate, or the authorities that are to be trusted, cannot be used.
+    Misconfigured,
+    /// There was a connection, and it is gone; or something answers that is no gateway.
+    ConnectionLost,
     /// Connected; it has not written its cluster configuration.
     AwaitingConfiguration,
     /// Its cluster id is that of another cluster.
@@ -274,7 +280,8 @@ impl PeerCause {
             Self::CertificateNotTrusted => "CertificateNotTrusted",
             Self::CertificateRefused => "CertificateRefused",
             Self::WrongName => "WrongName",
-            Self::ConnectionFailed => "ConnectionFailed",
+            Self::Misconfigured => "Misconfigured",
+            Self::ConnectionLost => "ConnectionLost",
             Self::AwaitingConfiguration => "AwaitingConfiguration",
             Self::IdConflict => "IdConflict",
             Self::Refused => "Refused",
