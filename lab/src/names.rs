@@ -200,11 +200,17 @@ impl ClusterPlan {
             v4([172, 20, self.number, 0], 24),
             IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x20, n, 0, 0, 0, 0, 0), 64)),
         );
-        all.extend(self.families.pick(
+        all.extend(self.cluster_pods());
+        all
+    }
+
+    /// The range that holds the pod ranges of all nodes, for each family.
+    pub fn cluster_pods(&self) -> Vec<IpNet> {
+        let n = u16::from(self.number);
+        self.families.pick(
             v4([10, self.number, 0, 0], 16),
             IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, n, 0, 0, 0, 0, 0), 48)),
-        ));
-        all
+        )
     }
 
     /// The service ranges, for the Kubernetes API.

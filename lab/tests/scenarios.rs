@@ -51,13 +51,23 @@ async fn a_global_service_answers_over_both_families() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_global_service_answers_where_there_is_ipv6_alone() {
+    run("ipv6", "s-ipv6", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_three_clusters_answers_each() {
+    run("three-clusters", "s-three", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_answers_follows_global_shared_and_affinity() {
-    run("shared-and-affinity", "s-shared", Store::Memory).await;
+    run("affinity", "s-affinity", Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_known_of_a_peer_stays_while_it_cannot_be_reached() {
-    run("partition", "s-partition", Store::Memory).await;
+    run("peer-outage", "s-outage", Store::Memory).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

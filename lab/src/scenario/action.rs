@@ -81,13 +81,50 @@ pub struct Wait {
 }
 
 /// What [`Wait`] waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "UntilFile")]
 pub enum Until {
     /// A Deployment has all its pods ready and no others; a pod is ready; anything else exists.
     Ready,
     /// It does not exist.
     Gone,
+    /// It has a condition in `status.conditions`.
+    Condition(ObjectCondition),
+}
+
+/// A condition of an object: `{condition: Connected, is: "False"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectCondition {
+    /// Its type.
+    pub condition: String,
+    /// Its status.
+    #[serde(default = "yes")]
+    pub is: String,
+    /// Its reason; any when left out.
+    pub reason: Option<String>,
+}
+
+/// [`Until`] as it is written: a word, or a condition.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum UntilFile {
+    Word(String),
+    Condition(ObjectCondition),
+}
+
+impl TryFrom<UntilFile> for Until {
+    type Error = String;
+    fn try_from(file: UntilFile) -> Result<Self, String> {
+        match file {
+            UntilFile::Word(word) => match word.as_str() {
+                "ready" => Ok(Self::Ready),
+                "gone" => Ok(Self::Gone),
+                _ => Err(format!("until: {word:?} is nothing to wait for: ready, gone or {{condition: TYPE}}")),
+            },
+            UntilFile::Condition(condition) => Ok(Self::Condition(condition)),
+        }
+    }
 }
 
 /// Where requests come from and go to: `curl` in a pod, to a Service's ClusterIP.
@@ -369,6 +406,10 @@ impl fmt::Display for PodRef {
             namespace => write!(f, "{}/{namespace}/{}", self.cluster, self.name),
         }
     }
+}
+
+fn yes() -> String {
+    "True".into()
 }
 
 fn default_namespace() -> String {

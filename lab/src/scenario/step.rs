@@ -9,6 +9,7 @@ use super::action::{
     Annotate, Apply, Capture, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext, Request,
     RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
+use crate::programs;
 use crate::spec::Encryption;
 
 use super::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
@@ -195,6 +196,24 @@ impl Verb {
         }
     }
 
+    /// What makes it a step that only a lab can do; `None` when kind can do it as well.
+    pub fn needs_lab(&self) -> Option<&'static str> {
+        let pod = |daemon: &str| {
+            daemon.ends_with(programs::APISERVER) || daemon.ends_with(programs::NODE_AGENT)
+        };
+        match self {
+            Self::Kill(_) => Some("a kubelet starts at once what was killed"),
+            Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) if !pod(daemon) => {
+                Some("on kind it is no pod of its own")
+            }
+            Self::Capture(_) => Some("it taps every wire"),
+            Self::Forge(_) => Some("it sends packets as a node would that lies"),
+            Self::RotateKey(_) => Some("it names a node of the lab"),
+            Self::Encryption(_) => Some("it starts every agent with other flags"),
+            _ => None,
+        }
+    }
+
     /// For steps that say nothing of themselves.
     fn describe(&self) -> String {
         let list = |clusters: &[String]| clusters.join(" and ");
@@ -204,8 +223,11 @@ impl Verb {
             Self::Label(a) => format!("label {} in {}", a.object, list(&a.clusters)),
             Self::Scale(s) => format!("scale {} in {} to {}", s.deployment, list(&s.clusters), s.replicas),
             Self::Delete(d) => format!("delete {} in {}", d.object, list(&d.clusters)),
-            Self::Wait(w) if w.until == Until::Gone => format!("wait until {} is gone", w.object),
-            Self::Wait(w) => format!("wait until {} is ready", w.object),
+            Self::Wait(w) => match &w.until {
+                Until::Gone => format!("wait until {} is gone", w.object),
+                Until::Ready => format!("wait until {} is ready", w.object),
+                Until::Condition(c) => format!("wait until {} has {}={}", w.object, c.condition, c.is),
+            },
             Self::Request(r) => format!("{} asks {} {} times", r.target.from, r.target.service, r.count),
             Self::Traffic(t) => format!("{} asks {} all the time", t.target.from, t.target.service),
             Self::EndTraffic(e) => format!("end traffic {}", e.name),
