@@ -146,7 +146,8 @@ impl Kind {
     /// What the cluster's ClusterPeer says.
     pub(crate) async fn peer_connected(&self, cluster: &str, peer: &str) -> Result<bool, String> {
         let kubectl = self.kubectl(cluster).map_err(|e| e.to_string())?;
-        let found = kubectl.get(&format!("clusterpeer/{peer}"), NAMESPACE).await.map_err(|e| e.to_string())?;
+        let found =
+            kubectl.get(&format!("clusterpeer/{peer}"), NAMESPACE).await.map_err(|e| e.to_string())?;
         let found = found.ok_or_else(|| format!("it has no peer {peer}"))?;
         let connected = |is: &str| {
             let condition = ObjectCondition { condition: "Connected".into(), is: is.into(), reason: None };
@@ -259,7 +260,8 @@ mod tests {
 
     #[test]
     fn containers_are_told_who_they_are_and_everything_else_stays() {
-        let mut pod = json!({"kind": "Pod", "spec": {"containers": [{"image": "x", "env": [{"name": "A"}]}]}});
+        let mut pod =
+            json!({"kind": "Pod", "spec": {"containers": [{"image": "x", "env": [{"name": "A"}]}]}});
         complete(&mut pod, "alpha");
         let container = &pod["spec"]["containers"][0];
         assert_eq!(container["env"][0]["name"], "A");

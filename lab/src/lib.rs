@@ -39,7 +39,7 @@ pub mod wait;
 
 pub use cluster::Cluster;
 pub use error::{LabError, Result};
+pub use kind::Kind;
 pub use kubelet::PodRecord;
 pub use lab::Lab;
-pub use kind::Kind;
 pub use runner::{Audience, Silent, run, run_on_kind};

@@ -120,7 +120,9 @@ impl<'a> Platform<'a> {
             Self::Lab(lab) => {
                 lab.cluster(&pod.cluster)?.pod(&pod.namespace, &pod.name).map(RunningPod::InLab)
             }
-            Self::Kind(kind) => KubectlPod::find(kind.kubectl(&pod.cluster)?, pod).await.map(RunningPod::ByKubectl),
+            Self::Kind(kind) => {
+                KubectlPod::find(kind.kubectl(&pod.cluster)?, pod).await.map(RunningPod::ByKubectl)
+            }
         }
     }
 

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use self::action::{
-    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, ObjectCondition, Observe, Partition,
-    Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
+    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, ObjectCondition,
+    Observe, Partition, Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until,
+    Wait,
 };
 pub use self::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
 pub use self::step::{Step, Verb};

@@ -9,7 +9,7 @@ use super::needs::OVERLAY;
 use crate::error::{Doing, Result};
 use crate::names::{ClusterPlan, Families};
 use crate::scenario::Scenario;
-use crate::spec::{ClusterSpec, Store};
+use crate::spec::ClusterSpec;
 
 /// A kind cluster: as many nodes for pods as the scenario says, and ranges that no other of its clusters has.
 pub(super) fn cluster(spec: &ClusterSpec, plan: &ClusterPlan) -> Value {
@@ -53,7 +53,7 @@ pub(super) fn kustomization(
     scenario: &Scenario,
 ) -> Result<Value> {
     let base = relative(dir, &repository.join(OVERLAY))?;
-    let mut kustomization = json!({
+    Ok(json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base],
@@ -66,11 +66,7 @@ pub(super) fn kustomization(
                 "max-connected-clusters": scenario.max_connected_clusters.to_string(),
             },
         }).to_string()}],
-    });
-    if scenario.store == Store::Etcd {
-        kustomization["components"] = json!([relative(dir, &repository.join("kustomize/components/etcd"))?]);
-    }
-    Ok(kustomization)
+    }))
 }
 
 /// Every two clusters of which either names the other as its peer, once.

@@ -11,7 +11,7 @@ const APISERVER: &str = "deployment/clustermesh-apiserver";
 const AGENT: &str = "daemonset/isthmus-node-agent";
 
 /// What the overlay installs.
-pub(super) const WORKLOADS: [&str; 2] = [APISERVER, AGENT];
+pub(super) const WORKLOADS: [&str; 3] = [APISERVER, AGENT, "daemonset/isthmus-wireguard"];
 
 impl Kind {
     /// Stops a daemon's container where it stands, or lets it go on. The kubelet ends one that stands still for as long as its
@@ -57,7 +57,8 @@ impl Kind {
         let selector = format!("--selector={}", cluster.selector(workload).await?);
         let found = cluster.kubectl.list("pods", NAMESPACE, &selector).await?;
         let read: Result<Vec<Pod>, _> = found.into_iter().map(serde_json::from_value).collect();
-        let mut pods = read.map_err(std::io::Error::from).doing(|| format!("reading the pods of {daemon}"))?;
+        let mut pods =
+            read.map_err(std::io::Error::from).doing(|| format!("reading the pods of {daemon}"))?;
         if let Some(node) = node {
             pods.retain(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.as_ref() == Some(&node)));
         }
@@ -74,7 +75,8 @@ impl KindCluster {
         let found = self.kubectl.get(workload, NAMESPACE).await?;
         let missing = || LabError::invalid(format!("there is no {workload} in {}", self.spec.name));
         let found = found.ok_or_else(missing)?;
-        let labels = found.pointer("/spec/selector/matchLabels").and_then(Value::as_object).ok_or_else(missing)?;
+        let labels =
+            found.pointer("/spec/selector/matchLabels").and_then(Value::as_object).ok_or_else(missing)?;
         let pairs = labels.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()));
         Ok(pairs.collect::<Vec<_>>().join(","))
     }

@@ -5,8 +5,8 @@ use crate::error::Result;
 
 /// Name, Dockerfile, and the stage in it.
 const IMAGES: [(&str, &str, Option<&str>); 4] = [
-    ("isthmus.io/clustermesh-apiserver", "images/clustermesh-apiserver/Dockerfile", None),
-    ("isthmus.io/node-agent", "images/node-agent/Dockerfile", None),
+    ("isthmus.io/clustermesh-apiserver:dev", "images/clustermesh-apiserver/Dockerfile", None),
+    ("isthmus.io/node-agent:dev", "images/node-agent/Dockerfile", None),
     ("isthmus.io/echo", "kind-scenarios/images/Dockerfile", Some("echo")),
     ("isthmus.io/client", "kind-scenarios/images/Dockerfile", Some("client")),
 ];

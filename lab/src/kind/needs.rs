@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::error::{LabError, Result};
 use crate::programs;
 use crate::scenario::Scenario;
-use crate::spec::Encryption;
+use crate::spec::{Encryption, Store};
 
 /// The programs that kind takes, and where this repository is.
 #[derive(Debug, Clone)]
@@ -73,7 +73,14 @@ impl Tools {
 pub fn fits(scenario: &Scenario) -> Result<()> {
     let mut reasons: Vec<String> = Vec::new();
     if scenario.encryption == Encryption::Off {
-        reasons.push("  encryption: off: on kind pods of different clusters meet through WireGuard alone".into());
+        reasons.push(
+            "  encryption: off: on kind pods of different clusters meet through WireGuard alone".into(),
+        );
+    }
+    if scenario.store == Store::Etcd {
+        reasons.push(
+            "  store: etcd: the installation of etcd takes cert-manager, which is not in the images".into(),
+        );
     }
     reasons.extend(scenario.steps.iter().enumerate().filter_map(|(i, step)| {
         step.verb.needs_lab().map(|why| format!("  step {} ({}): {why}", i + 1, step.say))

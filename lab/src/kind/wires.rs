@@ -26,7 +26,9 @@ impl Kind {
         let (near, far) = (self.cluster(from)?.node_addresses(), self.cluster(to)?.node_addresses());
         let (near, far) = futures::future::try_join(near, far).await?;
         let targets: Vec<IpAddr> = far.into_iter().flat_map(|(_, addresses)| addresses).collect();
-        let cuts = near.into_iter().flat_map(|(node, _)| targets.iter().map(move |to| Cut { node: node.clone(), to: *to }));
+        let cuts = near
+            .into_iter()
+            .flat_map(|(node, _)| targets.iter().map(move |to| Cut { node: node.clone(), to: *to }));
         let cuts: Vec<Cut> = cuts.collect();
         let mut all = self.cut.lock().await;
         // Written down first: what fails half-way is healed as well.
@@ -52,7 +54,8 @@ impl KindCluster {
     async fn node_addresses(&self) -> Result<Vec<(String, Vec<IpAddr>)>> {
         let nodes = self.kubectl.list("nodes", NAMESPACE, "--selector=").await?;
         let read = |node| -> Result<(String, Vec<IpAddr>)> {
-            let node: Node = serde_json::from_value(node).map_err(std::io::Error::from).doing(|| "reading nodes")?;
+            let node: Node =
+                serde_json::from_value(node).map_err(std::io::Error::from).doing(|| "reading nodes")?;
             let addresses = node.status.and_then(|s| s.addresses).unwrap_or_default();
             let internal = addresses.iter().filter(|a| a.type_ == "InternalIP");
             let internal = internal.filter_map(|a| a.address.parse().ok()).collect();

@@ -148,7 +148,13 @@ fn has_condition(found: &Value, wanted: &ObjectCondition) -> Result<(), String> 
         true => Ok(()),
         false => {
             let said = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
-            Err(format!("{} is {} ({}: {})", wanted.condition, said("status"), said("reason"), said("message")))
+            Err(format!(
+                "{} is {} ({}: {})",
+                wanted.condition,
+                said("status"),
+                said("reason"),
+                said("message")
+            ))
         }
     }
 }

@@ -105,7 +105,8 @@ impl Runner<'_> {
         let cluster = self.platform.lab()?.cluster(&step.to.cluster)?;
         let victim = cluster.pod(&step.to.namespace, &step.to.name)?;
         self.node = Some(format!("{}/{}", cluster.name(), victim.node));
-        let namespace = self.platform.lab()?.name().pod_netns(&step.to.cluster, &step.to.namespace, &step.to.name);
+        let namespace =
+            self.platform.lab()?.name().pod_netns(&step.to.cluster, &step.to.namespace, &step.to.name);
         let inside = NetNs::open(&namespace)?;
         let named = self.platform.lab()?.cluster(&step.source.cluster)?;
         let named = named.pod(&step.source.namespace, &step.source.name)?;

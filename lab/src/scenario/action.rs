@@ -120,7 +120,9 @@ impl TryFrom<UntilFile> for Until {
             UntilFile::Word(word) => match word.as_str() {
                 "ready" => Ok(Self::Ready),
                 "gone" => Ok(Self::Gone),
-                _ => Err(format!("until: {word:?} is nothing to wait for: ready, gone or {{condition: TYPE}}")),
+                _ => {
+                    Err(format!("until: {word:?} is nothing to wait for: ready, gone or {{condition: TYPE}}"))
+                }
             },
             UntilFile::Condition(condition) => Ok(Self::Condition(condition)),
         }

@@ -198,9 +198,8 @@ impl Verb {
 
     /// What makes it a step that only a lab can do; `None` when kind can do it as well.
     pub fn needs_lab(&self) -> Option<&'static str> {
-        let pod = |daemon: &str| {
-            daemon.ends_with(programs::APISERVER) || daemon.ends_with(programs::NODE_AGENT)
-        };
+        let pod =
+            |daemon: &str| daemon.ends_with(programs::APISERVER) || daemon.ends_with(programs::NODE_AGENT);
         match self {
             Self::Kill(_) => Some("a kubelet starts at once what was killed"),
             Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) if !pod(daemon) => {
