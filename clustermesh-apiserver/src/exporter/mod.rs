@@ -54,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 use self::facts::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy};
 use self::identity_store::IdentityStore;
 use self::problem::Subject;
+pub(crate) use self::report::chain;
 use self::report::Reporter;
 use self::translate::{Input, Output, Section, Settings, Translator};
 
