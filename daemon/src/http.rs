@@ -1,7 +1,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -21,6 +21,11 @@ use tokio_util::sync::CancellationToken;
 pub struct LoopbackAddr(SocketAddr);
 
 impl LoopbackAddr {
+    /// This port of 127.0.0.1.
+    pub const fn ipv4(port: u16) -> Self {
+        Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+    }
+
     /// Address and port.
     pub fn socket_addr(self) -> SocketAddr {
         self.0

@@ -1,4 +1,4 @@
-//! What both daemons share: logs, signals, and the local HTTP endpoints.
+//! What both daemons share: logs, signals, the local HTTP endpoints, and how to ask these in a probe.
 //!
 //! Nothing here listens in plain text beyond the machine: [`LoopbackAddr`] cannot hold another address, and the API
 //! socket is a file that only its owner may open.
@@ -6,8 +6,10 @@
 
 mod http;
 mod log;
+mod probe;
 mod signal;
 
 pub use http::{Endpoints, HttpError, LoopbackAddr, NotLoopback, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
+pub use probe::probe;
 pub use signal::shutdown_on_signal;

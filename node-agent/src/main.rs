@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use isthmus_daemon::{LogFormat, LogLevel, LoopbackAddr, init_logging, shutdown_on_signal};
 use isthmus_node_agent::daemon::{self, Config};
 use isthmus_node_agent::datapath::MapSizes;
+use isthmus_node_agent::datapath::bpf_fs;
 use isthmus_node_agent::encryption::Settings;
 use isthmus_node_agent::sources::mesh::OwnCluster;
 use isthmus_policy::Enforcement;
@@ -56,6 +57,14 @@ enum Command {
         /// Network interface of the WireGuard device that the agent was given
         #[arg(long, value_name = "NAME", default_value = "isthmus_wg0", value_parser = interface)]
         wireguard_interface: String,
+    },
+    /// Mount the BPF file system where it is missing, for nodes without systemd, which does it elsewhere.
+    ///
+    /// In a pod it needs a privileged container, and a mount with the propagation `Bidirectional`.
+    MountBpfFs {
+        /// Where
+        #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+        path: PathBuf,
     },
 }
 
@@ -111,6 +120,9 @@ struct Run {
     /// UDP port of the WireGuard device, the same on every node of the mesh
     #[arg(long, value_name = "PORT", default_value_t = 51871, value_parser = clap::value_parser!(u16).range(1..))]
     wireguard_port: u16,
+    /// Where the network's sysctls can be written; a pod's own /proc/sys is read-only
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys/net")]
+    sysctl_root: PathBuf,
     /// Where `isthmus-wireguard` has its configuration socket
     #[arg(long, value_name = "DIR", default_value = "/var/run/wireguard")]
     wireguard_uapi_dir: PathBuf,
@@ -181,6 +193,9 @@ fn main() -> ExitCode {
         (Some(Command::Cleanup { bpf_fs, wireguard_interface }), _) => {
             daemon::cleanup(&bpf_fs, &wireguard_interface).map_err(anyhow::Error::from)
         }
+        (Some(Command::MountBpfFs { path }), _) => {
+            bpf_fs::ensure_mounted(&path).map(drop).map_err(anyhow::Error::from)
+        }
         (None, Some(run)) => serve(run),
         (None, None) => Err(anyhow::anyhow!("nothing to do; see node-agent --help")),
     };
@@ -236,6 +251,7 @@ fn config(run: Run) -> Config {
             port: run.wireguard_port,
             strict: run.encryption_strict,
             strict_cidrs: run.encryption_strict_cidr,
+            sysctl_root: run.sysctl_root,
         }),
     }
 }

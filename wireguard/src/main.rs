@@ -1,6 +1,5 @@
 //! The WireGuard device as a program of its own: it outlives whoever configures it.
 
-use std::net::Ipv4Addr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,9 +7,11 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use isthmus_daemon::{Endpoints, LogFormat, LogLevel, LoopbackAddr, init_logging, shutdown_on_signal};
+use isthmus_wireguard::control;
 use isthmus_wireguard::device::{Device, DeviceOptions};
 use isthmus_wireguard::metrics;
 use isthmus_wireguard::uapi::Server;
+use tokio_util::sync::CancellationToken;
 
 const EXAMPLES: &str = "Examples:
   # A device with the name and MTU that the node agent expects, on a network with an MTU of 1500:
@@ -71,8 +72,11 @@ struct Run {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Where /metrics is served, in plain text and therefore on loopback only
-    #[arg(long, value_name = "ADDRESS", default_value_t = default_metrics_address())]
+    #[arg(long, value_name = "ADDRESS", default_value_t = LoopbackAddr::ipv4(9964))]
     metrics_address: LoopbackAddr,
+    /// Where the kernel has WireGuard, make no device: node agents use the kernel's. Metrics answer all the same
+    #[arg(long, conflicts_with = "ephemeral")]
+    unless_kernel: bool,
     /// The interface goes when the process ends, with its addresses and routes
     #[arg(long)]
     ephemeral: bool,
@@ -85,11 +89,6 @@ struct Run {
     /// What is logged: a level, or a list of target=level
     #[arg(long, value_name = "FILTER", env = "RUST_LOG", default_value = "info,boringtun=off")]
     log_level: LogLevel,
-}
-
-fn default_metrics_address() -> LoopbackAddr {
-    const PORT: u16 = 9964;
-    format!("{}:{PORT}", Ipv4Addr::LOCALHOST).parse().unwrap_or_else(|_| unreachable!("it is on loopback"))
 }
 
 fn main() -> ExitCode {
@@ -112,6 +111,9 @@ fn serve(run: Run) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = shutdown_on_signal()?;
+        if run.unless_kernel && control::kernel_is_chosen(&run.interface).await? {
+            return stand_by(&run, shutdown).await;
+        }
         let server = Server::bind(&run.uapi_dir, &run.interface)?;
         let options = DeviceOptions {
             workers: run.threads.unwrap_or_else(default_threads),
@@ -141,6 +143,16 @@ fn serve(run: Run) -> anyhow::Result<()> {
         );
         Ok(())
     })
+}
+
+/// Nothing to do on this node, and nothing wrong with it: whoever starts this program would start it again if it ended.
+async fn stand_by(run: &Run, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut endpoints = Endpoints::new(shutdown.clone());
+    let metrics = endpoints.metrics(run.metrics_address, Arc::default()).await?;
+    tracing::info!(interface = run.interface, %metrics, "this kernel has WireGuard, which node agents use: no device is made here");
+    shutdown.cancelled().await;
+    endpoints.finish().await;
+    Ok(())
 }
 
 fn default_threads() -> NonZeroUsize {

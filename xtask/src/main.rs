@@ -1,4 +1,4 @@
-//! What make and CI call: the eBPF build and its check, CRD generation.
+//! What make and CI call: the eBPF build and its check, CRD generation, the check of the installation.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bpf;
 mod crds;
 mod fuzz;
+mod kustomize;
 mod truth;
 
 #[derive(Parser)]
@@ -22,6 +23,8 @@ enum Command {
     Bpf(bpf::Bpf),
     /// Write the custom resource definitions to crds/yaml/
     Crds(crds::Crds),
+    /// Render and check the installation
+    Kustomize(kustomize::Kustomize),
     /// Run every fuzz target for a while
     Fuzz(fuzz::Fuzz),
     /// Compare policy three ways: a naive reference, the resolver, the eBPF programs
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Bpf(bpf) => bpf.run(&workspace()),
         Command::Crds(crds) => crds.run(&workspace()),
+        Command::Kustomize(kustomize) => kustomize.run(&workspace()),
         Command::Fuzz(fuzz) => fuzz.run(&workspace()),
         Command::Truth(truth) => truth.run(&workspace()),
     }

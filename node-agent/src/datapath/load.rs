@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use isthmus_bpf_abi::{self as abi, maps};
-use nix::sys::statfs::{BPF_FS_MAGIC, FsType, statfs};
 
+use super::bpf_fs;
 use super::error::DatapathError;
 use super::map::Map;
 use super::policy::{self, Policies};
@@ -171,10 +171,7 @@ fn sizes(sizes: &MapSizes) -> [(&'static str, u32); 14] {
 /// still read stays as it is until new ones have taken their place.
 fn prepare_pins(pin_dir: &Path, sizes: &MapSizes) -> Result<PathBuf, DatapathError> {
     let existing = pin_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let kind = statfs(existing)
-        .map_err(|error| DatapathError::File { path: existing.to_owned(), source: error.into() })?
-        .filesystem_type();
-    if kind != FsType(BPF_FS_MAGIC.0) {
+    if !bpf_fs::is(existing).map_err(|source| DatapathError::File { path: existing.to_owned(), source })? {
         return Err(DatapathError::NotBpffs { path: pin_dir.to_owned() });
     }
     let made = pin_dir.strip_prefix(existing).unwrap_or(pin_dir);

@@ -15,6 +15,7 @@
 //! [`Datapath::apply`], then attach, then [`Datapath::remove_older_maps`].
 
 mod apply;
+pub mod bpf_fs;
 mod encryption;
 mod error;
 pub mod events;

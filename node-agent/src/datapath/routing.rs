@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures::TryStreamExt;
 use isthmus_bpf_abi::mark;
@@ -62,12 +62,12 @@ pub enum RoutingError {
 ///
 /// # Errors
 /// The kernel refuses; what could be made stays.
-pub async fn ensure(ifindex: u32) -> Result<(), RoutingError> {
+pub async fn ensure(ifindex: u32, sysctl_root: &Path) -> Result<(), RoutingError> {
     let netlink = Netlink::open()?;
-    loosen_source_check(ifindex);
+    loosen_source_check(sysctl_root, ifindex);
     netlink.give_address(ifindex).await?;
     netlink.ensure::<Ipv4Addr>(ifindex, IpVersion::V4).await?;
-    if has_ipv6(ifindex) {
+    if has_ipv6(sysctl_root, ifindex) {
         netlink.ensure::<Ipv6Addr>(ifindex, IpVersion::V6).await?;
     }
     Ok(())
@@ -244,28 +244,29 @@ fn family(version: &IpVersion) -> AddressFamily {
 
 /// What comes out of the device has no route back through it, and a strict reverse path check would drop it. The kernel takes
 /// the larger of this and the setting for all interfaces, in which 2 is "loose".
-fn loosen_source_check(ifindex: u32) {
-    let Some(setting) = setting(ifindex, "ipv4", "rp_filter") else { return };
+fn loosen_source_check(sysctl_root: &Path, ifindex: u32) {
+    let Some(setting) = setting(sysctl_root, ifindex, "ipv4", "rp_filter") else { return };
     if let Err(error) = fs::write(&setting, "2") {
         tracing::warn!(
             %error,
-            "cannot write {setting}; where net.ipv4.conf.all.rp_filter is 1, set it to 2, or packets for pods that have \
-             just started and for this node are dropped"
+            "cannot write {}; where net.ipv4.conf.all.rp_filter is 1, set it to 2, or packets for pods that have \
+             just started and for this node are dropped",
+            setting.display()
         );
     }
 }
 
-fn has_ipv6(ifindex: u32) -> bool {
-    setting(ifindex, "ipv6", "disable_ipv6")
+fn has_ipv6(sysctl_root: &Path, ifindex: u32) -> bool {
+    setting(sysctl_root, ifindex, "ipv6", "disable_ipv6")
         .and_then(|path| fs::read_to_string(path).ok())
         .is_some_and(|disabled| disabled.trim() == "0")
 }
 
 /// A setting of the interface, if the kernel has it.
-fn setting(ifindex: u32, family: &str, name: &str) -> Option<String> {
+fn setting(sysctl_root: &Path, ifindex: u32, family: &str, name: &str) -> Option<PathBuf> {
     let interface = nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()?;
-    let path = format!("/proc/sys/net/{family}/conf/{interface}/{name}");
-    Path::new(&path).exists().then_some(path)
+    let path = sysctl_root.join(family).join("conf").join(interface).join(name);
+    path.exists().then_some(path)
 }
 
 fn is(error: &rtnetlink::Error, errno: i32) -> bool {

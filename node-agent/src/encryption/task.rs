@@ -5,6 +5,7 @@
 //! costs no session with a peer. A device that was started anew is noticed within a second, and told everything again.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub strict: bool,
     /// Ranges of pods: in strict mode nothing goes to or comes from an address in them of which nothing else is known.
     pub strict_cidrs: Vec<IpNet>,
+    /// The network's sysctls: `/proc/sys/net`, or where that can be written.
+    pub sysctl_root: PathBuf,
 }
 
 /// Why encryption does not work now.
@@ -234,7 +237,7 @@ impl Task {
             underlay::DEFAULT_MTU
         });
         let link = control.bring_up(underlay::device_mtu(below), &[]).await?;
-        routing::ensure(link.index).await?;
+        routing::ensure(link.index, &self.settings.sysctl_root).await?;
 
         let device = self.device.get_or_insert_with(|| Device::new(control.is_kernel(), self.settings.port));
         device.adopt(&state);

@@ -3,6 +3,7 @@
 //! Needs root. Each test has its own network and mount namespace, its own BPF file system and its own cgroup; all vanish
 //! with it, even when it fails.
 
+mod bpf_fs;
 mod churn;
 mod device;
 mod encryption;

@@ -110,7 +110,9 @@ impl Node {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             // Twice: it must not mind what is there.
             for _ in 0..2 {
-                runtime.block_on(routing::ensure(ifindex)).expect("a way to the device");
+                runtime
+                    .block_on(routing::ensure(ifindex, std::path::Path::new("/proc/sys/net")))
+                    .expect("a way to the device");
             }
             (EncryptionDevice { ifindex, mtu: MTU }, file)
         })

@@ -167,6 +167,21 @@ impl Control {
     }
 }
 
+/// Whether [`Backend::Auto`] takes the kernel's device, in the network namespace of this thread. For whoever runs the one in user
+/// space, and makes none where it would not be used.
+///
+/// # Errors
+/// When interfaces cannot be listed, or the one of this name is of another kind.
+pub async fn kernel_is_chosen(interface: &str) -> Result<bool, ControlError> {
+    let links = Links::open(interface)?;
+    let found = links.find(interface).await?.map(|(_, kind)| kind);
+    Ok(match choose(Backend::Auto, found, interface)? {
+        Choice::User => false,
+        Choice::Kernel | Choice::NewKernel => true,
+        Choice::Probe => kernel::is_available().await.unwrap_or(false),
+    })
+}
+
 /// What to do about the device.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {

@@ -7,7 +7,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::{
     apps::v1 as apps, authentication::v1 as authn, authorization::v1 as authz,
     coordination::v1 as coordination, core::v1 as core, discovery::v1 as discovery, networking::v1 as net,
-    rbac::v1 as rbac, scheduling::v1 as scheduling,
+    policy::v1 as policy, rbac::v1 as rbac, scheduling::v1 as scheduling,
 };
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
 use schemars::JsonSchema;
@@ -37,6 +37,7 @@ fn rows() -> Vec<Row> {
         row::<k8s_openapi::api::events::v1::Event>().short(&["ev"]),
         row::<coordination::Lease>(),
         row::<net::NetworkPolicy>().short(&["netpol"]),
+        row::<policy::PodDisruptionBudget>().short(&["pdb"]).status(),
         row::<scheduling::PriorityClass>().short(&["pc"]),
         row::<rbac::ClusterRole>().any_name(),
         row::<rbac::ClusterRoleBinding>().any_name(),
