@@ -107,9 +107,9 @@ async fn usage(lab: &Lab) -> String {
     if let Some((pod, address)) = lab.example().await {
         text += &format!("  {isthmus} lab exec --lab {name} {pod} -- curl -s http://{address}/\n");
     }
-    let pki = lab.state().path().join("pki");
+    let pki = lab.state().admin_certificate(first);
     text += &format!(
-        "\n  nsenter --net={} etcdctl --endpoints https://127.0.0.1:2379 --cacert {pki}/ca.crt \\\n    --cert {pki}/admin-{first}.crt --key {pki}/admin-{first}.key get --prefix cilium/ --keys-only\n",
+        "\n  nsenter --net={} etcdctl --endpoints https://127.0.0.1:2379 --cacert {pki}/ca.crt \\\n    --cert {pki}/tls.crt --key {pki}/tls.key get --prefix cilium/ --keys-only\n",
         lab.clusters()[0].net().control_plane.path().display(),
         pki = pki.display(),
     );

@@ -78,7 +78,7 @@ fn sockets(args: &StatusArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let lab = crate::lab::choose(args.lab.clone())?;
     let dir = StateDir::of(&lab);
     let state = dir.read()?;
-    let apiservers = state.clusters.iter().map(|c| dir.apiserver_socket(&c.name)).collect();
+    let apiservers = state.clusters.iter().flat_map(|c| dir.apiserver_sockets(c)).collect();
     let nodes =
         state.clusters.iter().flat_map(|c| c.nodes.iter().map(|node| dir.agent_socket(&c.name, node)));
     Ok((apiservers, nodes.collect()))

@@ -26,6 +26,7 @@ mod platform;
 pub mod preflight;
 pub mod process;
 pub mod programs;
+mod projection;
 mod rbac;
 pub mod report;
 mod runner;

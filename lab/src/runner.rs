@@ -16,6 +16,7 @@ use self::curl::Curl;
 pub(crate) use self::objects::kind;
 use self::reach::{RunningAttempts, RunningFlow};
 use self::traffic::Traffic;
+use crate::cluster::Cluster;
 use crate::error::{LabError, Result};
 use crate::kind::Kind;
 use crate::kubectl::Metadata;
@@ -332,15 +333,10 @@ impl Runner<'_> {
 
     fn lab_logs(&self, lab: &Lab) -> Vec<LogTail> {
         let mut names: BTreeSet<String> = lab.fallen().iter().map(|d| d.name().to_owned()).collect();
-        if let Some(node) = &self.node {
-            let cluster = node.split('/').next().unwrap_or_default();
-            names.insert(format!("{node}/{}", crate::programs::NODE_AGENT));
-            names.insert(format!("{cluster}/{}", crate::programs::APISERVER));
-        } else {
-            names.extend(
-                lab.clusters().iter().map(|c| format!("{}/{}", c.name(), crate::programs::APISERVER)),
-            );
-        }
+        let of = self.node.as_ref().and_then(|node| node.split('/').next());
+        let involved = lab.clusters().iter().filter(|cluster| of.is_none_or(|of| of == cluster.name()));
+        names.extend(involved.flat_map(Cluster::apiservers));
+        names.extend(self.node.iter().map(|node| format!("{node}/{}", crate::programs::NODE_AGENT)));
         let tail_of = |name: String| {
             let lines = tail(&lab.state().log(&name), LOG_LINES);
             LogTail { process: name, lines }

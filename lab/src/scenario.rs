@@ -9,6 +9,7 @@ mod reach;
 mod step;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -20,8 +21,8 @@ pub use self::action::{
 pub use self::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
-use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};
-use crate::spec::{ClusterSpec, Encryption, LabSpec, Store};
+use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES, MAX_REPLICAS};
+use crate::spec::{ClusterSpec, Encryption, LabSpec, Peering, Store};
 
 /// The file in a scenario's folder.
 pub const FILE: &str = "scenario.yaml";
@@ -43,6 +44,10 @@ pub struct Scenario {
     pub encryption: Encryption,
     /// 255 or 511.
     pub max_connected_clusters: u16,
+    /// How clusters find and trust each other.
+    pub peering: Peering,
+    /// How long what was mirrored of a peer is kept once it is disconnected.
+    pub drain_grace: Option<Duration>,
     /// At least one.
     pub clusters: Vec<ClusterSpec>,
     /// Applied before the first step.
@@ -63,6 +68,10 @@ struct File {
     encryption: Encryption,
     #[serde(default = "default_max_connected_clusters")]
     max_connected_clusters: u16,
+    #[serde(default)]
+    peering: Peering,
+    #[serde(default, deserialize_with = "parse::some_duration")]
+    drain_grace: Option<Duration>,
     clusters: Vec<FileCluster>,
     #[serde(default)]
     manifests: Vec<Apply>,
@@ -77,6 +86,8 @@ struct FileCluster {
     id: u16,
     #[serde(default = "default_nodes")]
     nodes: usize,
+    #[serde(default = "default_replicas")]
+    replicas: usize,
     /// All the others when left out.
     peers: Option<Vec<String>>,
 }
@@ -86,6 +97,10 @@ fn default_max_connected_clusters() -> u16 {
 }
 
 fn default_nodes() -> usize {
+    1
+}
+
+fn default_replicas() -> usize {
     1
 }
 
@@ -131,6 +146,7 @@ impl Scenario {
                 name: c.name.clone(),
                 id: c.id,
                 nodes: (1..=c.nodes).map(|n| format!("{}-node{n}", c.name)).collect(),
+                replicas: c.replicas,
                 peers: c.peers.clone().unwrap_or_else(others),
             }
         });
@@ -141,6 +157,8 @@ impl Scenario {
             store: file.store,
             encryption: file.encryption,
             max_connected_clusters: file.max_connected_clusters,
+            peering: file.peering,
+            drain_grace: file.drain_grace,
             clusters: clusters.collect(),
             manifests: file.manifests,
             steps,
@@ -156,6 +174,8 @@ impl Scenario {
             store: store.unwrap_or(self.store),
             encryption: self.encryption,
             max_connected_clusters: self.max_connected_clusters,
+            peering: self.peering,
+            drain_grace: self.drain_grace,
             mesh: true,
             clusters: self.clusters.clone(),
         }
@@ -197,6 +217,9 @@ fn check_clusters(file: &File, names: &[&str]) -> Result<(), String> {
         }
         if !(1..=MAX_NODES).contains(&cluster.nodes) {
             return Err(format!("{at}.nodes: 1 to {MAX_NODES}, not {}", cluster.nodes));
+        }
+        if !(1..=MAX_REPLICAS).contains(&cluster.replicas) {
+            return Err(format!("{at}.replicas: 1 to {MAX_REPLICAS}, not {}", cluster.replicas));
         }
         let before = &file.clusters[..i];
         if before.iter().any(|c| c.name == cluster.name || c.id == cluster.id) {

@@ -54,9 +54,11 @@ impl AuthoritySecret {
     /// Beside our own form that of Cilium (`ca.crt`, `ca.key`) is taken, so that clusters can share one authority.
     pub(super) fn parse(secret: &Secret) -> Result<Self, String> {
         let has = |key: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(key));
-        let pair = if !has("tls.crt") && has("ca.key") { ("ca.crt", "ca.key") } else { ("tls.crt", "tls.key") };
+        let pair =
+            if !has("tls.crt") && has("ca.key") { ("ca.crt", "ca.key") } else { ("tls.crt", "tls.key") };
         let read = |(certificate, key)| -> Result<Authority, String> {
-            Authority::from_pem(text(secret, certificate)?, text(secret, key)?).map_err(|error| error.to_string())
+            Authority::from_pem(text(secret, certificate)?, text(secret, key)?)
+                .map_err(|error| error.to_string())
         };
         let active = read(pair)?;
         let certificate = Certificate::first(active.certificate()).map_err(|error| error.to_string())?;
@@ -175,11 +177,7 @@ impl AuthoritySecret {
         secret
     }
 
-    fn changed(
-        &self,
-        rotation: Rotation,
-        change: impl FnOnce(&mut BTreeMap<String, ByteString>),
-    ) -> Secret {
+    fn changed(&self, rotation: Rotation, change: impl FnOnce(&mut BTreeMap<String, ByteString>)) -> Secret {
         // The resource version stays with it: somebody else's change in between makes the write fail.
         let mut secret = self.secret.clone();
         let annotations = secret.metadata.annotations.get_or_insert_default();
@@ -243,7 +241,8 @@ mod tests {
 
     #[test]
     fn an_authority_of_cilium_s_form_or_with_more_in_its_bundle_is_taken_and_is_not_ours() {
-        let [own, other] = ["a", "b"].map(|name| Authority::generate(name, AUTHORITY_VALIDITY).unwrap().identity());
+        let [own, other] =
+            ["a", "b"].map(|name| Authority::generate(name, AUTHORITY_VALIDITY).unwrap().identity());
         let secret = |data: &[(&str, &str)]| Secret {
             data: Some(data.iter().map(|(key, value)| ((*key).to_owned(), bytes(value))).collect()),
             ..Secret::default()

@@ -84,7 +84,9 @@ impl Follow {
         let problem = match read {
             // Nobody misses what was never there; what cannot be done without is told where it is waited for.
             Err(None) => known.map(|_| "it was deleted; what was in it stays in use".to_owned()),
-            Err(Some(problem)) if known.is_some() => Some(format!("{problem}; what was in it before stays in use")),
+            Err(Some(problem)) if known.is_some() => {
+                Some(format!("{problem}; what was in it before stays in use"))
+            }
             Err(Some(problem)) => Some(problem),
             Ok(certificate) => {
                 let version = secret.and_then(|secret| secret.metadata.resource_version.clone());
@@ -92,7 +94,9 @@ impl Follow {
                 let untimely = certificate.timely(now).err().map(|untimely| untimely.to_string());
                 // One whose time is not now replaces none whose time it is.
                 let replaces = untimely.is_none()
-                    || known.is_none_or(|known| known.certificate.timely(now).is_err() || known.certificate == certificate);
+                    || known.is_none_or(|known| {
+                        known.certificate.timely(now).is_err() || known.certificate == certificate
+                    });
                 let problem = match secret {
                     Some(secret) if is_new && replaces => self.take(name, secret).err(),
                     _ => None,

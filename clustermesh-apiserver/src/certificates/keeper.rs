@@ -14,13 +14,13 @@ use kube::api::PostParams;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::CertificatesConfig;
 use super::authority::AuthoritySecret;
 use super::events::Events;
 use super::leaf::Leaf;
 use super::names::CA_SECRET;
 use super::plan::{Facts, Plan, Write, plan};
 use super::watch::Secrets;
-use super::CertificatesConfig;
 use crate::election::Leadership;
 use crate::exporter::chain;
 
@@ -163,7 +163,10 @@ impl Keeper {
 fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.is_forbidden() => {
-            format!("{}: grant this account the verbs create and update on secrets in this namespace", status.message)
+            format!(
+                "{}: grant this account the verbs create and update on secrets in this namespace",
+                status.message
+            )
         }
         error => chain(error),
     }

@@ -63,7 +63,9 @@ impl fmt::Display for Reason {
             Self::Authority(issuer) => {
                 write!(f, "the one before was issued by an authority that is not the active one ({issuer})")
             }
-            Self::Due(until) => write!(f, "two thirds of its life are over; the one before is valid until {until}"),
+            Self::Due(until) => {
+                write!(f, "two thirds of its life are over; the one before is valid until {until}")
+            }
         }
     }
 }
@@ -71,7 +73,8 @@ impl fmt::Display for Reason {
 impl Leaf {
     /// All certificates of a cluster; the gateway is also valid for `more` names.
     pub(super) fn all(cluster: &str, namespace: &str, more: &[String]) -> Vec<Self> {
-        let client = |secret, client: Client<'_>| Self { secret, common_name: client.common_name(), names: None };
+        let client =
+            |secret, client: Client<'_>| Self { secret, common_name: client.common_name(), names: None };
         vec![
             Self {
                 secret: SERVER_SECRET,
@@ -139,7 +142,11 @@ impl Leaf {
     }
 
     /// Issues it.
-    pub(super) fn issue(&self, authority: &AuthoritySecret, validity: Duration) -> Result<Identity, PkiError> {
+    pub(super) fn issue(
+        &self,
+        authority: &AuthoritySecret,
+        validity: Duration,
+    ) -> Result<Identity, PkiError> {
         match &self.names {
             Some(names) => authority.active.server(&self.common_name, names, validity),
             None => authority.active.user(&self.common_name, &[], validity),
@@ -147,7 +154,12 @@ impl Leaf {
     }
 
     /// The Secret with this identity, or with the one it has, and with what it should trust.
-    pub(super) fn secret(&self, before: Option<&Secret>, identity: Option<&Identity>, bundle: &str) -> Secret {
+    pub(super) fn secret(
+        &self,
+        before: Option<&Secret>,
+        identity: Option<&Identity>,
+        bundle: &str,
+    ) -> Secret {
         let mut secret = before.cloned().unwrap_or_else(|| Secret {
             metadata: ObjectMeta {
                 name: Some(self.secret.to_owned()),
@@ -180,7 +192,8 @@ pub(super) fn pair(secret: &Secret) -> Result<Certificate, String> {
 fn due(certificate: &Certificate) -> DateTime<Utc> {
     let life = certificate.not_after - certificate.not_before;
     // The signature's last bytes: as good as random.
-    let last = certificate.der().iter().rev().take(2).fold(0i32, |number, byte| number << 8 | i32::from(*byte));
+    let last =
+        certificate.der().iter().rev().take(2).fold(0i32, |number, byte| number << 8 | i32::from(*byte));
     certificate.not_before + life * 2 / 3 - life / 20 * last / 0x1_0000
 }
 
@@ -219,7 +232,10 @@ mod tests {
             };
             let days = (due - now).num_days();
             assert!((54..=60).contains(&days), "{}: after {days} days", leaf.secret);
-            assert!(matches!(leaf.judge(Some(&secret), &authority, LIFE, due), Verdict::Issue(Reason::Due(_))));
+            assert!(matches!(
+                leaf.judge(Some(&secret), &authority, LIFE, due),
+                Verdict::Issue(Reason::Due(_))
+            ));
         }
     }
 

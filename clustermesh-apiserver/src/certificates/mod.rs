@@ -260,7 +260,8 @@ fn labels() -> BTreeMap<String, String> {
 /// An entry of a Secret, as text. Never repeats what is in it.
 fn text<'a>(secret: &'a Secret, key: &str) -> Result<&'a str, String> {
     let bytes = secret.data.as_ref().and_then(|data| data.get(key)).map(|bytes| bytes.0.as_slice());
-    let bytes = bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(|| format!("{key} is missing or empty"))?;
+    let bytes =
+        bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(|| format!("{key} is missing or empty"))?;
     if bytes.len() > LONGEST_PEM {
         return Err(format!("{key} is longer than {LONGEST_PEM} bytes"));
     }

@@ -139,7 +139,9 @@ fn rotate(
     };
     let request = match &authority.request {
         Ok(Some(_)) if !authority.is_ours() => {
-            return Ok(say(Some("refused: isthmus has not made this authority; exchange it where it comes from")));
+            return Ok(say(Some(
+                "refused: isthmus has not made this authority; exchange it where it comes from",
+            )));
         }
         Err(error) => return Ok(say(Some(error))),
         Ok(request) => *request,
@@ -153,7 +155,9 @@ fn rotate(
             None => return Ok(Rotate::No),
         },
         Step::MakeNext => (authority.with_next(cluster)?, "the next authority was asked for"),
-        Step::IsPrepared => (authority.in_state(Rotation::Prepared), "the next authority is trusted everywhere"),
+        Step::IsPrepared => {
+            (authority.in_state(Rotation::Prepared), "the next authority is trusted everywhere")
+        }
         Step::IsActivated => {
             (authority.in_state(Rotation::Activated), "every certificate is the new authority's")
         }

@@ -111,9 +111,9 @@ impl Rotation {
             }
             (Self::Steady, Some(Finish | Abort) | None) => Step::Stay(None),
             (Self::Preparing | Self::Prepared, Some(Abort)) => Step::Abort,
-            (Self::Preparing | Self::Prepared, Some(Finish)) => {
-                Step::Stay(Some("refused: the next authority has not issued anything yet; ask for activate first"))
-            }
+            (Self::Preparing | Self::Prepared, Some(Finish)) => Step::Stay(Some(
+                "refused: the next authority has not issued anything yet; ask for activate first",
+            )),
             (Self::Preparing, _) if spread => Step::IsPrepared,
             (Self::Preparing, _) => {
                 Step::Stay(Some("waiting until the next authority is trusted by the gateway and all agents"))
@@ -179,9 +179,9 @@ impl FromStr for Request {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Prepare, Self::Activate, Self::Finish, Self::Abort];
-        all.into_iter()
-            .find(|request| request.to_string() == text)
-            .ok_or_else(|| format!("refused: {REQUEST_ANNOTATION} is not one of prepare, activate, finish, abort"))
+        all.into_iter().find(|request| request.to_string() == text).ok_or_else(|| {
+            format!("refused: {REQUEST_ANNOTATION} is not one of prepare, activate, finish, abort")
+        })
     }
 }
 
@@ -189,8 +189,13 @@ impl FromStr for Request {
 mod tests {
     use super::*;
 
-    const STATES: [Rotation; 5] =
-        [Rotation::Steady, Rotation::Preparing, Rotation::Prepared, Rotation::Activating, Rotation::Activated];
+    const STATES: [Rotation; 5] = [
+        Rotation::Steady,
+        Rotation::Preparing,
+        Rotation::Prepared,
+        Rotation::Activating,
+        Rotation::Activated,
+    ];
     const REQUESTS: [Option<Request>; 5] =
         [None, Some(Request::Prepare), Some(Request::Activate), Some(Request::Finish), Some(Request::Abort)];
 
@@ -227,7 +232,9 @@ mod tests {
     #[test]
     fn the_old_key_being_gone_there_is_no_way_back() {
         for state in [Rotation::Activating, Rotation::Activated] {
-            assert!(matches!(state.step(Some(Request::Abort), true), Step::Stay(Some(why)) if why.contains("refused")));
+            assert!(
+                matches!(state.step(Some(Request::Abort), true), Step::Stay(Some(why)) if why.contains("refused"))
+            );
         }
         for state in [Rotation::Preparing, Rotation::Prepared] {
             assert_eq!(state.step(Some(Request::Abort), false), Step::Abort);

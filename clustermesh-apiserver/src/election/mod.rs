@@ -235,7 +235,8 @@ impl Run {
         let found = self.api.get_opt(&self.lease).await.map_err(failed)?;
         self.candidate.observe(found.as_ref(), Instant::now());
         self.tell();
-        let Some(wanted) = self.candidate.wants(&self.lease, Instant::now(), k8s_openapi::jiff::Timestamp::now())
+        let Some(wanted) =
+            self.candidate.wants(&self.lease, Instant::now(), k8s_openapi::jiff::Timestamp::now())
         else {
             return Ok(());
         };

@@ -54,8 +54,8 @@ use tokio_util::sync::CancellationToken;
 use self::facts::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy};
 use self::identity_store::IdentityStore;
 use self::problem::Subject;
-pub(crate) use self::report::chain;
 use self::report::Reporter;
+pub(crate) use self::report::chain;
 use self::translate::{Input, Output, Section, Settings, Translator};
 
 pub use self::metrics::ExporterMetrics;

@@ -255,8 +255,13 @@ mod tests {
         let gateway = Certificate::first(&gateway.certificate).unwrap();
         assert_eq!(gateway.common_name, "clustermesh-apiserver.cilium.io");
         assert_eq!(gateway.issuer, "CN=Cilium CA");
-        for name in ["*.mesh.cilium.io", "clustermesh-apiserver.isthmus-system.svc", "127.0.0.1", "::1", "2001:db8::1"]
-        {
+        for name in [
+            "*.mesh.cilium.io",
+            "clustermesh-apiserver.isthmus-system.svc",
+            "127.0.0.1",
+            "::1",
+            "2001:db8::1",
+        ] {
             assert!(gateway.names.iter().any(|has| has == name), "{name}: {:?}", gateway.names);
         }
         assert!(gateway.server && !gateway.client && !gateway.authority);
