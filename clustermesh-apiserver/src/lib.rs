@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+pub mod cluster_info;
 pub mod daemon;
 pub mod election;
 pub mod exporter;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use isthmus_crds::names::{CA_SECRET, CA_SECRET_TYPE};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
 
-use super::names::{CA_SECRET, CA_SECRET_TYPE};
 use super::rotation::{MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION};
 use super::{labels, text};
 use crate::pki::{Authority, Certificate, PkiError};
@@ -53,9 +53,8 @@ impl AuthoritySecret {
 
     /// Beside our own form that of Cilium (`ca.crt`, `ca.key`) is taken, so that clusters can share one authority.
     pub(super) fn parse(secret: &Secret) -> Result<Self, String> {
-        let has = |key: &str| secret.data.as_ref().is_some_and(|data| data.contains_key(key));
-        let pair =
-            if !has("tls.crt") && has("ca.key") { ("ca.crt", "ca.key") } else { ("tls.crt", "tls.key") };
+        let has = |key: &str| has(secret, key);
+        let pair = keys(secret);
         let read = |(certificate, key)| -> Result<Authority, String> {
             Authority::from_pem(text(secret, certificate)?, text(secret, key)?)
                 .map_err(|error| error.to_string())
@@ -186,6 +185,19 @@ impl AuthoritySecret {
         change(secret.data.get_or_insert_default());
         secret
     }
+}
+
+/// Where certificate and key lie.
+pub(super) fn keys(secret: &Secret) -> (&'static str, &'static str) {
+    if !has(secret, "tls.crt") && has(secret, "ca.key") {
+        ("ca.crt", "ca.key")
+    } else {
+        ("tls.crt", "tls.key")
+    }
+}
+
+fn has(secret: &Secret, key: &str) -> bool {
+    secret.data.as_ref().is_some_and(|data| data.contains_key(key))
 }
 
 fn authority(cluster: &str) -> Result<Authority, PkiError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use isthmus_crds::names::{REMOTE_CERT_SECRET, SERVER_CERT_SECRET};
 use isthmus_kvstore::config::LiveIdentity;
 use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::watch;
@@ -14,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::Events;
 use super::leaf::pair;
-use super::names::{REMOTE_SECRET, SERVER_SECRET};
 use super::text;
 use super::watch::Secrets;
 use crate::pki::Certificate;
@@ -113,7 +113,7 @@ impl Follow {
     /// Puts a Secret's certificate into use.
     fn take(&self, name: &'static str, secret: &Secret) -> Result<(), String> {
         let (certificate, key) = (text(secret, "tls.crt")?, text(secret, "tls.key")?);
-        let bundle = if name == SERVER_SECRET {
+        let bundle = if name == SERVER_CERT_SECRET {
             let bundle = text(secret, "ca.crt")?;
             Certificate::all(bundle).map_err(|error| format!("ca.crt: {error}"))?;
             Some(bundle)
@@ -122,8 +122,8 @@ impl Follow {
         };
         let held = self.held.borrow().clone();
         let identity = match name {
-            SERVER_SECRET => held.server,
-            REMOTE_SECRET => held.remote,
+            SERVER_CERT_SECRET => held.server,
+            REMOTE_CERT_SECRET => held.remote,
             _ => return Ok(()),
         };
         let identity = match identity {
@@ -135,7 +135,7 @@ impl Follow {
         };
         tracing::info!(secret = name, "certificate taken into use");
         self.held.send_modify(|held| match name {
-            SERVER_SECRET => {
+            SERVER_CERT_SECRET => {
                 held.server = Some(identity);
                 held.bundle = bundle.map(Arc::from);
             }

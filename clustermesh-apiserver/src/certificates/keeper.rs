@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
+use isthmus_crds::names::CA_SECRET;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::PostParams;
@@ -18,7 +19,6 @@ use super::CertificatesConfig;
 use super::authority::AuthoritySecret;
 use super::events::Events;
 use super::leaf::Leaf;
-use super::names::CA_SECRET;
 use super::plan::{Facts, Plan, Write, plan};
 use super::watch::Secrets;
 use crate::election::Leadership;

@@ -5,12 +5,14 @@ use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use isthmus_crds::names::{
+    ADMIN_CERT_SECRET, AGENT_CERT_SECRET, LOCAL_CERT_SECRET, REMOTE_CERT_SECRET, SERVER_CERT_SECRET,
+};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
 
-use super::authority::AuthoritySecret;
-use super::names::{ADMIN_SECRET, LOCAL_SECRET, NODE_AGENT_SECRET, REMOTE_SECRET, SERVER_SECRET};
+use super::authority::{AuthoritySecret, keys};
 use super::{labels, text};
 use crate::pki::{Certificate, Client, GATEWAY_NAME, Identity, PkiError, gateway_names, usable_pair};
 
@@ -77,14 +79,14 @@ impl Leaf {
             |secret, client: Client<'_>| Self { secret, common_name: client.common_name(), names: None };
         vec![
             Self {
-                secret: SERVER_SECRET,
+                secret: SERVER_CERT_SECRET,
                 common_name: GATEWAY_NAME.to_owned(),
                 names: Some(gateway_names(namespace, more)),
             },
-            client(REMOTE_SECRET, Client::Remote(cluster)),
-            client(ADMIN_SECRET, Client::Admin(cluster)),
-            client(LOCAL_SECRET, Client::Local(cluster)),
-            client(NODE_AGENT_SECRET, Client::Agent(cluster)),
+            client(REMOTE_CERT_SECRET, Client::Remote(cluster)),
+            client(ADMIN_CERT_SECRET, Client::Admin(cluster)),
+            client(LOCAL_CERT_SECRET, Client::Local(cluster)),
+            client(AGENT_CERT_SECRET, Client::Agent(cluster)),
         ]
     }
 
@@ -182,9 +184,10 @@ impl Leaf {
     }
 }
 
-/// The certificate of a Secret whose key belongs to it.
+/// The certificate of a Secret, whose key belongs to it.
 pub(super) fn pair(secret: &Secret) -> Result<Certificate, String> {
-    usable_pair(text(secret, "tls.crt")?, text(secret, "tls.key")?).map_err(|error| error.to_string())
+    let (certificate, key) = keys(secret);
+    usable_pair(text(secret, certificate)?, text(secret, key)?).map_err(|error| error.to_string())
 }
 
 /// At two thirds of its life, or a little before: how much follows from the certificate, so that it stays the same, and
@@ -260,7 +263,7 @@ mod tests {
         let elsewhere = issued(server, &self::authority());
         assert!(judge(server, Some(&elsewhere)).contains("not the active one"));
         let wrong = Leaf { common_name: GATEWAY_NAME.to_owned(), ..remote.clone() };
-        let wrong = Leaf { secret: SERVER_SECRET, ..wrong };
+        let wrong = Leaf { secret: SERVER_CERT_SECRET, ..wrong };
         let no_server = issued(&wrong, &authority);
         let nameless = Leaf { names: Some(Vec::new()), ..server.clone() };
         assert!(judge(&nameless, Some(&no_server)).contains("usage"));

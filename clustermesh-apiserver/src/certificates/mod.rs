@@ -34,7 +34,6 @@ mod events;
 mod follow;
 mod keeper;
 mod leaf;
-mod names;
 mod plan;
 pub mod rotation;
 mod watch;
@@ -44,6 +43,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_crds::names::{
+    ADMIN_CERT_SECRET, AGENT_CERT_SECRET, CA_SECRET, LOCAL_CERT_SECRET, PART_OF, PART_OF_LABEL,
+    REMOTE_CERT_SECRET, SERVER_CERT_SECRET,
+};
+use isthmus_crds::{MANAGED_BY, MANAGED_BY_LABEL};
 use isthmus_kvstore::config::LiveIdentity;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
@@ -53,7 +57,6 @@ use tokio_util::sync::CancellationToken;
 use self::events::Events;
 use self::follow::{Follow, Held};
 use self::keeper::Keeper;
-use self::names::{ADMIN_SECRET, CA_SECRET, LOCAL_SECRET, NODE_AGENT_SECRET, REMOTE_SECRET, SERVER_SECRET};
 use crate::election::Leadership;
 use crate::pki::LONGEST_PEM;
 use crate::status::CertificateStatus;
@@ -135,7 +138,13 @@ impl Certificates {
         published: Receiver<Option<Arc<str>>>,
         shutdown: &CancellationToken,
     ) -> Self {
-        let mut names = vec![SERVER_SECRET, REMOTE_SECRET, ADMIN_SECRET, LOCAL_SECRET, NODE_AGENT_SECRET];
+        let mut names = vec![
+            SERVER_CERT_SECRET,
+            REMOTE_CERT_SECRET,
+            ADMIN_CERT_SECRET,
+            LOCAL_CERT_SECRET,
+            AGENT_CERT_SECRET,
+        ];
         if config.issuer == Issuer::Isthmus {
             names.push(CA_SECRET);
         }
@@ -186,7 +195,8 @@ impl Certificates {
     /// What is waited for before there is [`Certificates::in_use`], and what to do about it. None once there is.
     pub fn waiting_for(&self) -> Option<String> {
         let held = self.held.borrow();
-        let missing = [(SERVER_SECRET, held.server.is_none()), (REMOTE_SECRET, held.remote.is_none())];
+        let missing =
+            [(SERVER_CERT_SECRET, held.server.is_none()), (REMOTE_CERT_SECRET, held.remote.is_none())];
         let (name, _) = missing.into_iter().find(|(_, missing)| *missing)?;
         let namespace = &self.config.namespace;
         let secrets = self.secrets.borrow();
@@ -254,7 +264,10 @@ impl Bundles {
 
 /// What tells that an object is ours.
 fn labels() -> BTreeMap<String, String> {
-    BTreeMap::from([("app.kubernetes.io/managed-by".to_owned(), "isthmus".to_owned())])
+    BTreeMap::from([
+        (MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned()),
+        (PART_OF_LABEL.to_owned(), PART_OF.to_owned()),
+    ])
 }
 
 /// An entry of a Secret, as text. Never repeats what is in it.

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use isthmus_crds::names::CA_SECRET;
 use k8s_openapi::api::core::v1::Secret;
 
 use super::authority::AuthoritySecret;
 use super::leaf::{Leaf, Verdict};
-use super::names::CA_SECRET;
 use super::rotation::{Rotation, Step};
 use super::watch::Secrets;
 use crate::pki::PkiError;
