@@ -10,9 +10,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build release bpf fuzz setup-build setup-test setup-bench fmt clippy deny bins bpf-check crds-check unit
+.PHONY: help demo test bench build release bpf fuzz setup-build setup-test setup-bench fmt clippy deny bins bpf-check crds-check kustomize-check images-check unit
 
-export PATH := $(PATH):$(CURDIR)/.tools/bin
+# Programs that xtask/setup.sh has installed because the machine has older ones, the machine's, and those that it has not.
+export PATH := $(CURDIR)/.tools/newer:$(PATH):$(CURDIR)/.tools/bin
 
 STORE ?= memory
 SECONDS_PER_TARGET := $(or $(SECONDS),60)
@@ -27,7 +28,7 @@ demo: setup-build bins
 
 # The quick checks come first: what is most often wrong is told soonest. Everything is built once, as one workspace: a
 # crate built alone would get other features of its dependencies, and those would be built twice.
-test: setup-test fmt deny clippy bins crds-check bpf-check unit
+test: setup-test fmt deny clippy images-check bins crds-check kustomize-check bpf-check unit
 	@echo "All checks and tests passed."
 
 fmt:
@@ -45,6 +46,14 @@ bins:
 
 crds-check: bins
 	$(bin)/xtask crds --check
+
+# What is rendered is read by the programs that were built just now. The API's word on it is among the tests.
+kustomize-check: bins
+	$(bin)/xtask kustomize
+
+images-check:
+	hadolint images/*/Dockerfile
+	sh -n images/build.sh
 
 bpf-check: bins
 	$(bin)/xtask bpf check

