@@ -5,14 +5,15 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use clustermesh_apiserver::status::{ApiserverStatus, PolicyStatus};
-use comfy_table::{Table, presets};
 use futures::future::join_all;
 use isthmus_lab::names::LabName;
 use isthmus_lab::state::StateDir;
-use isthmus_lab::{LabError, Result, status};
+use isthmus_lab::{Result, status};
 use isthmus_node_agent::policy::PolicySummary;
 use isthmus_node_agent::status::AgentStatus;
 use serde::Serialize;
+
+use crate::output::{age, json, table, word};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -62,10 +63,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
     let (apiservers, agents) = sockets(&args)?;
     let mesh = MeshStatus::ask(&apiservers, &agents).await;
     match args.output {
-        Output::Json => {
-            let text = serde_json::to_string_pretty(&mesh).map_err(|e| LabError::invalid(e.to_string()))?;
-            say!("{text}");
-        }
+        Output::Json => json(&mesh),
         Output::Table => print(&mesh),
     }
     Ok(if mesh.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -303,45 +301,14 @@ fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-}
-
 fn state(state: isthmus_node_agent::status::ClusterState) -> String {
     // As in JSON, so that both can be searched for alike.
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn word(holds: bool, yes: &str, no: &str) -> String {
-    if holds { yes } else { no }.to_owned()
-}
-
-/// Seconds since all was last known to be complete.
-fn age(seconds: Option<f64>) -> String {
-    match seconds {
-        None => "never".into(),
-        Some(s) if s < 1.0 => format!("{:.0}ms", s * 1e3),
-        Some(s) if s < 120.0 => format!("{s:.0}s"),
-        Some(s) => format!("{:.0}m", s / 60.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_are_short() {
-        assert_eq!(age(None), "never");
-        assert_eq!(age(Some(0.012)), "12ms");
-        assert_eq!(age(Some(61.0)), "61s");
-        assert_eq!(age(Some(600.0)), "10m");
-    }
 
     #[test]
     fn amounts_have_a_unit() {
