@@ -8,7 +8,7 @@ mod apply;
 mod certificates;
 mod checks;
 pub(crate) mod connect;
-mod contexts;
+pub(crate) mod contexts;
 pub(crate) mod disconnect;
 mod endpoints;
 mod error;
@@ -17,6 +17,7 @@ mod facts;
 pub(crate) mod peers;
 mod ranges;
 mod reach;
+pub(crate) mod status;
 mod topology;
 mod wait;
 

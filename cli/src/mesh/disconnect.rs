@@ -182,22 +182,21 @@ async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec
     Ok(tasks)
 }
 
-async fn carry_out(
-    task: &Task<'_>,
-    delete: bool,
-    quiet: bool,
-    report: &mut Report,
-) -> Result<(), MeshError> {
+async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Report) -> Result<(), MeshError> {
     let Task { api, peer, secrets } = task;
     let mut done = |name: Option<String>, change: Change| {
         if !quiet {
             note(&match (&name, change) {
                 (None, _) => format!("{}: has no Secret about {peer}", api.context),
-                (Some(name), Change::Unchanged) => format!("{}: Secret {}/{name} unchanged", api.context, api.namespace),
+                (Some(name), Change::Unchanged) => {
+                    format!("{}: Secret {}/{name} unchanged", api.context, api.namespace)
+                }
                 (Some(name), Change::Disconnected) => {
                     format!("{}: Secret {}/{name} disconnected", api.context, api.namespace)
                 }
-                (Some(name), Change::Deleted) => format!("{}: Secret {}/{name} deleted", api.context, api.namespace),
+                (Some(name), Change::Deleted) => {
+                    format!("{}: Secret {}/{name} deleted", api.context, api.namespace)
+                }
             });
         }
         let (context, namespace) = (api.context.clone(), api.namespace.clone());
@@ -245,5 +244,7 @@ fn unfinished(end: End, report: &Report, within: Duration) {
         _ => note("isthmus: interrupted; not disconnected yet:"),
     }
     report.waiting.iter().for_each(|why| note(&format!("  - {why}")));
-    note("The clusters go on by themselves; `isthmus peers` shows what is left. Give the command again to wait on.");
+    note(
+        "The clusters go on by themselves; `isthmus peers` shows what is left. Give the command again to wait on.",
+    );
 }
