@@ -21,6 +21,15 @@ pub struct ApiserverStatus {
     pub ready: bool,
     /// What readiness waits for.
     pub waiting_for: Option<String>,
+    /// Whether this replica leads: only the leader writes to the Kubernetes API, and to an etcd that replicas share.
+    #[serde(default = "yes")]
+    pub leading: bool,
+    /// Which replica leads, as far as is known; none where there is no election.
+    #[serde(default)]
+    pub leader: Option<String>,
+    /// The cluster's certificates, if they are in Secrets.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// The store that agents and peers read.
     pub store: StoreStatus,
     /// What the own cluster shares.
@@ -38,6 +47,11 @@ impl ApiserverStatus {
         if let Some(reason) = &self.waiting_for {
             problems.push(format!("cluster {}: the apiserver is not ready: {reason}", self.cluster));
         }
+        for certificate in &self.certificates {
+            if let Some(problem) = &certificate.problem {
+                problems.push(format!("cluster {}: Secret {}: {problem}", self.cluster, certificate.name));
+            }
+        }
         for (file, reason) in &self.refused_files {
             problems.push(format!("cluster {}: peer file {file}: {reason}", self.cluster));
         }
@@ -51,6 +65,29 @@ impl ApiserverStatus {
         }
         problems
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A certificate of the own cluster, in a Secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// The Secret.
+    pub name: String,
+    /// Whose certificate it is; empty if none could be used yet.
+    pub subject: String,
+    /// Who issued it.
+    pub issuer: String,
+    /// Valid from then on.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Valid until then.
+    pub not_after: Option<DateTime<Utc>>,
+    /// What is wrong with what is in the Secret, and what to do. If there is a certificate beside it, that is still in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The store behind the gateway.
