@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, Stdio};
 
+use isthmus_lab::spec::Peering;
 use isthmus_lab::{Lab, LabError, Result};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -95,15 +96,16 @@ impl Keeper {
 
 async fn usage(lab: &Lab) -> String {
     let mut text = format!("\nLab {} stays. Try:\n\n", lab.name());
-    for cluster in lab.clusters() {
-        let kubeconfig = lab.state().kubeconfig(cluster.name());
-        text +=
-            &format!("  kubectl --kubeconfig {} get services,pods,endpointslices\n", kubeconfig.display());
-    }
     let (isthmus, name, first) = (own_command(), lab.name(), lab.clusters()[0].name());
-    text += &format!(
-        "\n  {isthmus} status --lab {name}\n  {isthmus} lab logs --lab {name} {first}/clustermesh-apiserver\n"
-    );
+    text += &format!("  export KUBECONFIG={}\n", lab.state().all_kubeconfig().display());
+    for cluster in lab.clusters() {
+        text += &format!("  kubectl --context {} get services,pods,endpointslices\n", cluster.name());
+    }
+    if lab.spec().peering == Peering::Secrets {
+        text += &format!("  {isthmus} peers\n");
+    }
+    let apiserver = lab.clusters()[0].apiservers().swap_remove(0);
+    text += &format!("\n  {isthmus} status --lab {name}\n  {isthmus} lab logs --lab {name} {apiserver}\n");
     if let Some((pod, address)) = lab.example().await {
         text += &format!("  {isthmus} lab exec --lab {name} {pod} -- curl -s http://{address}/\n");
     }

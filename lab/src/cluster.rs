@@ -134,11 +134,6 @@ impl Cluster {
         self.api.real()
     }
 
-    /// The folder with its peers' files.
-    pub fn peers_dir(&self) -> PathBuf {
-        self.ground.state.cluster(self.name()).join("peers")
-    }
-
     /// The node on which a pod runs, as the kubelet wrote it down; waits for nothing.
     ///
     /// # Errors
@@ -192,22 +187,6 @@ impl Cluster {
         let door = forwarder::forward(host, gateway, self.ground.stop.clone()).await?;
         let dir = self.ground.state.admin_certificate(self.name());
         Ok(client_config(&[format!("https://{door}")], &dir))
-    }
-
-    /// Starts one of our programs where systemd would have it: on the node, but not in a pod.
-    async fn run_on(&self, i: usize, node: &str, program: &str, flags: Flags) -> Result<Process> {
-        let name = format!("{}/{node}/{program}", self.name());
-        let launch = Launch {
-            name: name.clone(),
-            program: programs::ours(program)?,
-            args: flags.0,
-            env: Default::default(),
-            netns: self.net.nodes[i].path(),
-            cgroup: self.ground.cgroup.join(self.name()).join(node).join("system").join(program),
-            hostname: Some(node.to_owned()),
-            log: self.ground.state.log(&name),
-        };
-        self.ground.run(launch).await
     }
 
     /// Waits until a daemon answers that it is ready.

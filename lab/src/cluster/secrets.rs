@@ -51,17 +51,22 @@ impl Cluster {
         projections.shown(names::ADMIN_CERT_SECRET, READY).await
     }
 
-    /// Writes a Secret for each peer, from what that peer has published.
+    /// Writes a Secret for each peer, from what that peer has published. A cluster that reads from this one, and not this one
+    /// from it, has a Secret too, since its authority must be known; but nothing connects.
     pub(crate) async fn join(&self, all: &[Cluster]) -> Result<()> {
-        for peer in &self.spec.peers {
-            let other = all.iter().find(|c| c.name() == peer);
-            let other =
-                other.ok_or_else(|| LabError::invalid(format!("there is no cluster {peer} to join")))?;
-            let secret = other.as_peer().await?.to_secret(NAMESPACE);
-            let api: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        if let Some(stranger) = self.spec.peers.iter().find(|peer| all.iter().all(|c| c.name() != *peer)) {
+            return Err(LabError::invalid(format!("there is no cluster {stranger} to join")));
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        for other in all.iter().filter(|other| other.name() != self.name()) {
+            let connect = self.spec.peers.iter().any(|peer| peer == other.name());
+            if !connect && !other.spec.peers.contains(&self.spec.name) {
+                continue;
+            }
+            let secret = PeerSecret { connect, ..other.as_peer().await? }.to_secret(NAMESPACE);
             let params = PatchParams::apply(FIELD_MANAGER).force();
-            let applied = api.patch(&secret.name_any(), &params, &Patch::Apply(&secret)).await;
-            applied.doing(|| format!("joining {} and {peer}", self.name()))?;
+            let applied = secrets.patch(&secret.name_any(), &params, &Patch::Apply(&secret)).await;
+            applied.doing(|| format!("joining {} and {}", self.name(), other.name()))?;
         }
         Ok(())
     }
