@@ -77,6 +77,7 @@ install_packages() {
     need curl curl
     need ip iproute2
     need nsenter util-linux
+    need setpriv util-linux
     [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
     [ -e /usr/include/stdlib.h ] || packages+=(libc6-dev)
     rust_is_new_enough || packages+=(rustc-web cargo-web)

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod capabilities;
 pub mod capture;
 pub mod cgroup;
 pub mod cleanup;

@@ -46,6 +46,7 @@ pub fn check(needs: Needs) -> Result<()> {
     for program in [programs::LAB_POD, programs::KUBE_API, programs::APISERVER, programs::NODE_AGENT] {
         note(programs::ours(program).map(drop));
     }
+    note(programs::machines("setpriv", "util-linux").map(drop));
     if needs.encryption {
         note(programs::ours(programs::WIREGUARD).map(drop));
         note(file("/dev/net/tun", "TUN devices (CONFIG_TUN)"));

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 
 use crate::error::{Doing, LabError, Result};
-use crate::programs;
+use crate::{capabilities, programs};
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -49,7 +49,12 @@ impl Launch {
         if die_with_parent {
             command.arg("--parent").arg(std::process::id().to_string());
         }
-        command.arg("--").arg(&self.program).args(&self.args).envs(&self.env);
+        command
+            .arg("--")
+            .args(capabilities::confine(&self.program)?)
+            .arg(&self.program)
+            .args(&self.args)
+            .envs(&self.env);
         command.stdin(Stdio::null());
         Ok(command)
     }

@@ -238,7 +238,7 @@ spec: {podSelector: {matchLabels: {app: x}}, ingress: [{ports: [{port: http}]}]}
 
     #[test]
     fn the_apiserver_makes_certificates_only_where_nobody_else_does() {
-        let own = GOOD.replace("secretName: s}\n      -", "secretName: isthmus-node-agent-cert}\n      -");
+        let own = GOOD.replace("secret: {secretName: s}", "secret: {secretName: isthmus-node-agent-cert}");
         assert_eq!(findings(&own), [""; 0]);
         let external =
             own.replace("      - name: x\n", "      - name: x\n        args: [--certificates=external]\n");
