@@ -101,14 +101,14 @@ impl Candidate {
     }
 
     /// Until when it leads for sure; none if it does not.
-    pub(super) fn until(&self) -> Option<Instant> {
-        self.until
+    pub(super) fn until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| now < *until)
     }
 
     pub(super) fn role(&self, now: Instant) -> Role {
-        match self.until {
-            Some(until) if now < until => Role::Leading(Some(until)),
-            _ => {
+        match self.until(now) {
+            Some(until) => Role::Leading(Some(until)),
+            None => {
                 let holder = self.known.as_ref().and_then(|known| holder(&known.lease));
                 Role::Standby { leader: holder.filter(|holder| *holder != self.name).map(str::to_owned) }
             }
@@ -201,6 +201,7 @@ mod tests {
             }
         }
         assert_eq!(ended, Some(10 * SECOND));
+        assert_eq!(a.until(api.now), None, "what is over is no deadline for the next attempt");
         assert_eq!(succeeded, Some(15 * SECOND));
         // It comes back and finds itself replaced.
         assert_eq!(api.round(&mut a), stands_by_to("b"));

@@ -193,8 +193,9 @@ impl Run {
             let pause = self.timing.retry.mul_f64(1.0 + fastrand::f64() / 5.0);
             let wait = async {
                 // Not a moment longer than the Lease is ours for sure.
-                match self.candidate.until() {
-                    Some(until) if until < Instant::now() + pause => {
+                let now = Instant::now();
+                match self.candidate.until(now) {
+                    Some(until) if until < now + pause => {
                         tokio::time::sleep_until(until).await;
                         self.tell();
                     }
@@ -212,7 +213,7 @@ impl Run {
     async fn round(&mut self) {
         let asked = Instant::now();
         // A request that hangs must not outlast what it was meant to save.
-        let deadline = self.candidate.until().unwrap_or(asked + self.timing.renew_deadline);
+        let deadline = self.candidate.until(asked).unwrap_or(asked + self.timing.renew_deadline);
         let outcome = match timeout_at(deadline, self.attempt(asked)).await {
             Ok(outcome) => outcome,
             Err(_) => Err("the Kubernetes API does not answer in time".to_owned()),
