@@ -44,6 +44,8 @@ enum Command {
     /// Whole clusters on this machine: demos, tests, experiments
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Give a cluster another CA, while everybody stays connected
+    RotateCa(Box<mesh::rotate_ca::RotateCaArgs>),
     /// Give a node another WireGuard key, without losing a packet
     RotateKey(rotate_key::RotateKeyArgs),
     /// How the mesh is doing: per cluster and per node
@@ -108,6 +110,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Disconnect(args) => mesh::disconnect::run(*args).await?,
         Command::Peers(args) => mesh::peers::run(args).await?,
         Command::Lab(command) => lab::run(command).await?,
+        Command::RotateCa(args) => mesh::rotate_ca::run(*args).await?,
         Command::RotateKey(args) => rotate_key::run(args).await?,
         Command::Status(args) => status::run(args).await?,
         Command::Monitor(args) => monitor::run(*args).await?,

@@ -17,6 +17,7 @@ mod facts;
 pub(crate) mod peers;
 mod ranges;
 mod reach;
+pub(crate) mod rotate_ca;
 pub(crate) mod status;
 mod topology;
 mod wait;

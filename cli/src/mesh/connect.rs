@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures::future::join_all;
-use isthmus_crds::peer::PeerEndpoint;
+use isthmus_crds::peer::{PeerEndpoint, wants_connection};
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use super::contexts::{Api, Contexts, KubeArgs};
 use super::endpoints::{self, GivenEndpoint};
 use super::error::MeshError;
 use super::exchange::{self, Change, Reads, Step, Wanted};
-use super::facts::Facts;
+use super::facts::{Facts, Identity};
 use super::peers::{PeerStatus, peer_table};
 use super::reach;
 use super::topology::{ConnectionMode, Link, links};
@@ -257,15 +257,14 @@ fn plan(
     for link in links {
         let (Some(told), Some(of)) = (&clusters[link.told], &clusters[link.of]) else { continue };
         let Some(identity) = of.facts.identity() else { continue };
+        if link.reads == Reads::AsBefore && !is_connected(&told.facts, identity) {
+            findings.extend(checks::of_one_way(&of.facts, &told.facts));
+            continue;
+        }
         findings.extend(checks::of_known_peers(&told.facts, identity));
         let endpoints = match given[link.of].as_slice() {
             [] => endpoints::of(&of.facts),
             given => Ok(given.to_vec()),
-        };
-        // Who is only to be trusted is not read from.
-        let endpoints = match (endpoints, link.reads) {
-            (Err(_), Reads::AsBefore) => Ok(vec![unused_endpoint(&identity.info.server_name)]),
-            (endpoints, _) => endpoints,
         };
         let wanted = Wanted {
             context: &told.facts.context,
@@ -283,9 +282,10 @@ fn plan(
     steps
 }
 
-/// A Secret must name an endpoint, also where none is used: the name under which the gateway would be verified.
-fn unused_endpoint(server_name: &str) -> PeerEndpoint {
-    PeerEndpoint { host: server_name.to_owned(), port: isthmus_crds::names::GATEWAY_PORT }
+/// Whether a cluster is told to read from another already.
+fn is_connected(told: &Facts, of: &Identity) -> bool {
+    let Some(present) = &told.peer_secrets else { return false };
+    exchange::about(present, &of.info.cluster).into_iter().any(wants_connection)
 }
 
 /// What the API servers and the gateways say to what is about to be done. Asked only if nothing else speaks against it.

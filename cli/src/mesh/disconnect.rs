@@ -111,6 +111,9 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
     let clusters = open(&contexts, &names).await?;
     let quiet = args.output == Output::Json;
     let tasks = tasks(&clusters, &args).await?;
+    if args.connection_mode == ConnectionMode::Unicast && !quiet {
+        warn_of_readers(&clusters).await;
+    }
     let mut report = Report { gone: None, secrets: Vec::new(), waiting: Vec::new() };
     for task in &tasks {
         carry_out(task, args.delete, quiet, &mut report).await?;
@@ -154,6 +157,21 @@ async fn open(contexts: &Contexts, names: &[String]) -> Result<Vec<Cluster>, Mes
         Ok(Cluster { api, name })
     }));
     opened.await.into_iter().collect()
+}
+
+/// A gateway takes certificates only of clusters that it is connected to itself, unless they share a CA.
+async fn warn_of_readers(clusters: &[Cluster]) {
+    let Some((Cluster { name: Some(source), .. }, destinations)) = clusters.split_first() else { return };
+    for destination in destinations {
+        let Ok(secrets) = facts::peer_secrets(&destination.api).await else { continue };
+        if about(&secrets, source).into_iter().any(wants_connection) {
+            note(&format!(
+                "‼ {}: goes on reading from {source}, and is refused there from now on unless both share a CA; leave out \
+                 --connection-mode unicast to disconnect both",
+                destination.api.context
+            ));
+        }
+    }
 }
 
 async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec<Task<'a>>, MeshError> {

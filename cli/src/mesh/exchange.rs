@@ -20,7 +20,7 @@ pub(crate) const FIELD_MANAGER: &str = "isthmus-cli";
 pub(crate) enum Reads {
     /// It is to.
     Yes,
-    /// It need not, and goes on if it does. The Secret makes it trust the peer's CA, so that the peer can read from it.
+    /// It goes on as it is, connected or not; what it knows of the peer is brought up to date.
     AsBefore,
 }
 

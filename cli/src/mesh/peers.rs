@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::contexts::KubeArgs;
 use super::error::MeshError;
-use super::wait::{peers, why_not_ready};
+use super::wait::{peers, stale, why_not_ready};
 use crate::output::{age, json, note, table, word};
 
 #[derive(Debug, Args)]
@@ -85,14 +85,19 @@ impl PeerStatus {
     pub(crate) fn of(context: &str, peer: &ClusterPeer) -> Self {
         let status = peer.status.clone().unwrap_or_default();
         let confirmed = status.confirmed.as_ref().map(|time| time.0.as_second());
-        let ready = peer.is(READY);
+        let stale = stale(peer);
+        let ready = peer.is(READY) && stale.is_none();
         Self {
             context: context.to_owned(),
             peer: peer.name_any(),
             id: status.cluster_id,
             ready,
-            reason: peer.condition(READY).map_or_else(|| "Unknown".into(), |ready| ready.reason.clone()),
-            message: if ready { String::new() } else { why_not_ready(peer) },
+            reason: match (&stale, peer.condition(READY)) {
+                (Some(_), _) => "Stale".into(),
+                (None, Some(ready)) => ready.reason.clone(),
+                (None, None) => "Unknown".into(),
+            },
+            message: if ready { String::new() } else { stale.unwrap_or_else(|| why_not_ready(peer)) },
             data_age_seconds: confirmed.map(|at| (Utc::now().timestamp() - at).max(0) as f64),
             revision_lag: status.revision_lag,
             counts: status.counts,

@@ -9,7 +9,7 @@ use super::exchange::Reads;
 pub(crate) enum ConnectionMode {
     /// The source and each destination from each other
     Bidirectional,
-    /// The source from each destination
+    /// The source alone from each destination, with which it must share its CA
     Unicast,
     /// Every cluster from every other one
     Mesh,
@@ -28,7 +28,7 @@ pub(crate) struct Link {
 
 /// All that `clusters` clusters have to be told.
 ///
-/// Also who is read from has to know who reads: each cluster has a CA of its own, which others must be told of.
+/// A cluster that is only read from is there as well: where it knows the reader, that is brought up to date.
 pub(crate) fn links(clusters: usize, mode: ConnectionMode) -> Vec<Link> {
     let everybody = (0..clusters).flat_map(|told| (0..clusters).map(move |of| (told, of)));
     everybody

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use futures::future::join_all;
 use isthmus_crds::peer::PeerEndpoint;
 use isthmus_crds::{CONNECTED, ClusterPeer, READY, SYNCED};
@@ -18,6 +19,9 @@ use crate::output::note;
 const POLL: Duration = Duration::from_millis(700);
 /// After so long without news people are told that it still goes on.
 const REMIND: Duration = Duration::from_secs(30);
+
+/// A status is written once a minute at least. By this machine's clock, which may differ a little.
+const STALE: Duration = Duration::from_secs(300);
 
 /// What a peer is to become.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,7 +143,7 @@ async fn look(waits: &[Wait<'_>]) -> Vec<Outcome> {
             Err(refusal) => (State::Waiting(format!("{}; {}", refusal.problem(), refusal.advice())), None),
             Ok(peers) => {
                 let seen = peers.iter().find(|peer| peer.name_any() == wait.peer.as_str()).cloned();
-                (judge(wait, seen.as_ref()), seen)
+                (judge(&wait.peer, &wait.goal, seen.as_ref()), seen)
             }
         };
         Outcome { context: wait.api.context.clone(), peer: wait.peer.clone(), state, seen }
@@ -156,9 +160,8 @@ pub(crate) async fn peers(api: &Api) -> Result<Vec<ClusterPeer>, Refusal> {
     Ok(found)
 }
 
-fn judge(wait: &Wait<'_>, seen: Option<&ClusterPeer>) -> State {
-    let peer = &wait.peer;
-    match (&wait.goal, seen) {
+fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
+    match (goal, seen) {
         (Goal::Gone, None) => State::Reached,
         (Goal::Gone, Some(seen)) => {
             State::Waiting(format!("{peer} is still being removed{}", because(&why_not_ready(seen))))
@@ -169,7 +172,9 @@ fn judge(wait: &Wait<'_>, seen: Option<&ClusterPeer>) -> State {
         (Goal::Ready { endpoints, before }, Some(seen)) => {
             let in_use = seen.status.as_ref().and_then(|status| status.endpoint.as_deref());
             let elsewhere = in_use.filter(|used| endpoints.iter().all(|e| e.to_string() != *used));
-            if !seen.is(READY) {
+            if let Some(stale) = stale(seen) {
+                State::Waiting(format!("{peer} may be Ready or not: {stale}"))
+            } else if !seen.is(READY) {
                 State::Waiting(format!("{peer} is not Ready{}", because(&why_not_ready(seen))))
             } else if before.is_some() && *before == seen.resource_version() {
                 State::Waiting(format!("{peer} is Ready as before; the change has not been taken note of"))
@@ -186,6 +191,18 @@ fn because(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(": {why}") }
 }
 
+/// Why what a ClusterPeer says is out of date, if it is: nobody may have written it since it was true.
+pub(crate) fn stale(peer: &ClusterPeer) -> Option<String> {
+    let updated = peer.status.as_ref()?.updated.as_ref()?.0.as_second();
+    let age = Utc::now().timestamp() - updated;
+    (age > STALE.as_secs().cast_signed()).then(|| {
+        format!(
+            "its status was written {} ago for the last time: does a clustermesh-apiserver lead?",
+            crate::output::age(Some(age as f64))
+        )
+    })
+}
+
 /// The first of its conditions that does not hold, in its own words; empty if it says nothing.
 pub(crate) fn why_not_ready(peer: &ClusterPeer) -> String {
     let conditions = [CONNECTED, SYNCED, READY].into_iter().filter_map(|kind| peer.condition(kind));
@@ -197,5 +214,65 @@ pub(crate) fn why_not_ready(peer: &ClusterPeer) -> String {
         (false, true) => first.reason.clone(),
         (true, false) => first.message.clone(),
         (false, false) => format!("{} ({})", first.message, first.reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn peer(ready: &str, endpoint: &str, updated: i64) -> ClusterPeer {
+        let updated = chrono::DateTime::from_timestamp(updated, 0).expect("a moment");
+        let condition = |kind: &str, message: &str| {
+            json!({"type": kind, "status": ready, "reason": "Because", "message": message,
+                   "lastTransitionTime": "2030-01-01T00:00:00Z"})
+        };
+        serde_json::from_value(json!({
+            "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer",
+            "metadata": {"name": "beta", "resourceVersion": "7"}, "spec": {"source": "Secret"},
+            "status": {
+                "endpoint": endpoint, "updated": updated.to_rfc3339(),
+                "conditions": [condition("Ready", "for all"), condition("Connected", "no answer")],
+            },
+        }))
+        .expect("a ClusterPeer")
+    }
+
+    fn judged(goal: &Goal, seen: Option<&ClusterPeer>) -> String {
+        match judge(&"beta".parse().expect("a name"), goal, seen) {
+            State::Reached => "reached".into(),
+            State::Waiting(why) => why,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_ready_when_it_says_so_of_the_present_configuration() {
+        let now = Utc::now().timestamp();
+        let goal = |before: Option<&str>| Goal::Ready {
+            endpoints: vec!["https://b:1".parse().expect("an endpoint")],
+            before: before.map(str::to_owned),
+        };
+        let ready = peer("True", "https://b:1", now);
+        assert_eq!(judged(&goal(None), Some(&ready)), "reached");
+        assert_eq!(judged(&goal(Some("6")), Some(&ready)), "reached");
+        for (goal, seen, says) in [
+            (goal(None), None, "no ClusterPeer beta yet"),
+            (goal(Some("7")), Some(ready), "Ready as before"),
+            (goal(None), Some(peer("True", "https://a:1", now)), "still read from https://a:1"),
+            (goal(None), Some(peer("False", "https://b:1", now)), "beta is not Ready: no answer (Because)"),
+            (goal(None), Some(peer("True", "https://b:1", now - 3600)), "60m ago for the last time"),
+        ] {
+            let told = judged(&goal, seen.as_ref());
+            assert!(told.contains(says), "{told:?} says {says:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_gone_when_nothing_of_it_is_left() {
+        assert_eq!(judged(&Goal::Gone, None), "reached");
+        let draining = peer("False", "https://b:1", Utc::now().timestamp());
+        assert!(judged(&Goal::Gone, Some(&draining)).contains("still being removed: no answer"));
     }
 }

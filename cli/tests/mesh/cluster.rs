@@ -121,11 +121,55 @@ impl Cluster {
 
     /// As the leading clustermesh-apiserver does.
     pub(crate) async fn publish(&self, info: &ClusterInfo) {
-        let mut map = serde_json::to_value(info.to_config_map(NAMESPACE)).unwrap();
-        map["apiVersion"] = json!("v1");
-        map["kind"] = json!("ConfigMap");
-        let params = PatchParams::apply(names::FIELD_MANAGER).force();
-        self.namespaced::<ConfigMap>().patch(names::CLUSTER_INFO, &params, &Patch::Apply(map)).await.unwrap();
+        publish_to(&self.publisher(), info).await;
+    }
+
+    /// Plays the leader of a rotation of the CA, which has come so far. The bundles that have been published, in order.
+    pub(crate) async fn rotate_when_asked(
+        &self,
+        mut state: &'static str,
+        name: &'static str,
+        id: u32,
+    ) -> Rotations {
+        let old = info(name, id);
+        let new = info(name, id);
+        let both = CaBundle::parse(&format!("{}{}", old.ca.as_str(), new.ca.as_str())).unwrap();
+        let both = ClusterInfo { ca: both, ..old.clone() };
+        self.publish(if state == "steady" { &old } else { &both }).await;
+        let annotations = json!({"isthmus.io/ca-rotation-state": state});
+        self.create::<Secret>(json!({
+            "metadata": {"name": names::CA_SECRET, "annotations": annotations}, "type": names::CA_SECRET_TYPE,
+        }))
+        .await;
+        let rotations = Rotations { both: both.ca.clone(), new: new.ca.clone() };
+        let (cluster, secrets) = (self.publisher(), self.namespaced::<Secret>());
+        tokio::spawn(async move {
+            loop {
+                let secret = secrets.get(names::CA_SECRET).await.unwrap();
+                let asked = secret.annotations().get("isthmus.io/ca-rotation").map(String::as_str);
+                let next = match (state, asked) {
+                    ("steady", Some("prepare")) => Some(("prepared", Some(&both))),
+                    ("prepared", Some("activate")) => Some(("activated", None)),
+                    ("activated", Some("finish")) => Some(("steady", Some(&new))),
+                    _ => None,
+                };
+                if let Some((next, publish)) = next {
+                    if let Some(info) = publish {
+                        publish_to(&cluster, info).await;
+                    }
+                    state = next;
+                    let patch = json!({"metadata": {"annotations": {"isthmus.io/ca-rotation-state": state}}});
+                    let params = PatchParams::default();
+                    secrets.patch(names::CA_SECRET, &params, &Patch::Merge(patch)).await.unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        rotations
+    }
+
+    fn publisher(&self) -> Api<ConfigMap> {
+        self.namespaced()
     }
 
     /// Whether its apiserver gets through to peers.
@@ -171,6 +215,22 @@ impl Cluster {
         let peers: Api<ClusterPeer> = Api::all(self.client.clone());
         peers.list(&ListParams::default()).await.unwrap().iter().map(ResourceExt::name_any).collect()
     }
+}
+
+/// The bundles of a rotation.
+pub(crate) struct Rotations {
+    /// Of the old CA and the new one.
+    pub both: CaBundle,
+    /// Of the new one.
+    pub new: CaBundle,
+}
+
+async fn publish_to(maps: &Api<ConfigMap>, info: &ClusterInfo) {
+    let mut map = serde_json::to_value(info.to_config_map(NAMESPACE)).unwrap();
+    map["apiVersion"] = json!("v1");
+    map["kind"] = json!("ConfigMap");
+    let params = PatchParams::apply(names::FIELD_MANAGER).force();
+    maps.patch(names::CLUSTER_INFO, &params, &Patch::Apply(map)).await.unwrap();
 }
 
 /// What a cluster with a new CA publishes.

@@ -6,6 +6,7 @@ mod cluster;
 
 use std::process::Output;
 
+use isthmus_crds::ClusterInfo;
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::ResourceExt;
@@ -267,17 +268,25 @@ async fn a_cluster_that_is_gone_can_be_disconnected_from() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_unicast_mode_the_source_reads_and_the_destination_trusts() {
+async fn one_way_connections_need_a_shared_ca() {
     let world = World::start().await;
-    let answer = world.isthmus(&format!("{CONNECT} --connection-mode unicast -o json")).await;
-    assert_eq!(answer.code, 0, "{answer}");
-    let connects: Vec<_> = answer.json()["secrets"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|secret| secret["connects"].clone())
-        .collect();
-    assert_eq!(connects, [true, false]);
+    let one_way = format!("{CONNECT} --connection-mode unicast -o json");
+    let refused = world.isthmus(&one_way).await;
+    assert_eq!(refused.code, 1, "{refused}");
+    assert!(
+        refused.json()["findings"][0]["problem"].as_str().unwrap().contains("their CAs differ"),
+        "{refused}"
+    );
+
+    let shared = info("alpha", 1);
+    world.alpha.publish(&shared).await;
+    world.beta.publish(&ClusterInfo { ca: shared.ca, ..info("beta", 2) }).await;
+    let connected = world.isthmus(&one_way).await;
+    assert_eq!(
+        (connected.code, connected.json()["secrets"].as_array().unwrap().len()),
+        (0, 1),
+        "{connected}"
+    );
     assert_eq!((world.alpha.peers().await, world.beta.peers().await), (vec!["beta".into()], vec![]));
 }
 
@@ -326,6 +335,59 @@ async fn a_secret_that_somebody_else_keeps_is_not_taken_over_silently() {
         forced.code == 0 && forced.err.contains("kind-alpha: Secret isthmus-system/peer-beta updated"),
         "{forced}"
     );
+}
+
+const ROTATE: &str = "rotate-ca --context kind-alpha --destination-context kind-beta";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_is_rotated_while_peers_are_told_and_then_told_again() {
+    let world = World::start().await;
+    let rotations = world.alpha.rotate_when_asked("steady", "alpha", 1).await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let alone = world.isthmus("rotate-ca --context kind-alpha").await;
+    alone.fails_saying(&["connected to beta too", "--without-peer", "nothing was changed"]);
+
+    let rotated = world.isthmus(ROTATE).await;
+    assert_eq!(rotated.code, 0, "{rotated}");
+    assert_eq!(
+        rotated.err.matches("kind-beta: Secret isthmus-system/peer-alpha updated").count(),
+        2,
+        "{rotated}"
+    );
+    assert!(rotated.out.contains("alpha has a new CA"), "{rotated}");
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.new.as_str().trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_was_interrupted_goes_on_where_it_was() {
+    let world = World::start().await;
+    let rotations = world.alpha.rotate_when_asked("prepared", "alpha", 1).await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.both.as_str().trim());
+    let rotated = world.isthmus(&format!("{ROTATE} -o json")).await;
+    assert_eq!((rotated.code, &rotated.json()["done"]), (0, &json!(true)), "{rotated}");
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.new.as_str().trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_that_is_not_ours_and_a_leader_that_is_silent_are_told_of() {
+    let world = World::start().await;
+    world
+        .isthmus(ROTATE)
+        .await
+        .fails_saying(&["there is no Secret isthmus-system/isthmus-ca", "renew its CA where it is kept"]);
+    world.alpha.create::<Secret>(json!({"metadata": {"name": "isthmus-ca"}, "type": "isthmus.io/ca"})).await;
+    let silent = world.isthmus(&format!("{ROTATE} --wait-duration 2s")).await;
+    silent.fails_saying(&[
+        "alpha is not prepared",
+        "does a clustermesh-apiserver lead?",
+        "Give the command again",
+    ]);
+}
+
+async fn ca_known_of_alpha(world: &World) -> String {
+    let known = world.beta.secret("peer-alpha").await.unwrap();
+    PeerSecret::parse(&known).unwrap().ca.as_str().trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,14 +137,17 @@ fn endpoints_that_nobody_can_tell_are_kept_or_asked_for() {
 }
 
 #[test]
-fn who_is_only_read_from_is_told_whom_to_trust() {
+fn what_is_brought_up_to_date_is_connected_as_before() {
     let (nothing, beta) = (BTreeMap::new(), beta());
-    let only_trust = |present| Wanted { reads: Reads::AsBefore, ..wanted(present, &beta) };
-    let step = plan(only_trust(&nothing), false).expect("a step");
-    assert_eq!(step.secret.annotations()[CONNECT_ANNOTATION], "false");
+    let as_before = |present| Wanted { reads: Reads::AsBefore, ..wanted(present, &beta) };
     let connected = present(plan(wanted(&nothing, &beta), false).expect("a step").secret);
-    let step = plan(only_trust(&connected), false).expect("a step");
-    assert_eq!(step.change, Change::Unchanged, "it goes on reading");
+    let step = plan(as_before(&connected), false).expect("a step");
+    assert_eq!((step.change, step.wanted.connect), (Change::Unchanged, true));
+    let mut disconnected = connected.clone();
+    let secret = disconnected.get_mut("peer-beta").expect("the Secret");
+    secret.annotations_mut().insert(CONNECT_ANNOTATION.into(), "false".into());
+    let step = plan(as_before(&disconnected), false).expect("a step");
+    assert_eq!((step.change, step.wanted.connect), (Change::Unchanged, false));
 }
 
 #[test]
