@@ -130,6 +130,32 @@ impl Cluster {
         }
     }
 
+    /// The clustermesh-apiserver that leads.
+    pub(crate) async fn leader(&self) -> Result<String> {
+        wait::until(format!("{} to have an apiserver that leads", self.name()), READY, || async {
+            for (replica, name) in self.apiservers().into_iter().enumerate() {
+                // One that does not answer does not lead for long.
+                if status::apiserver(&self.apiserver_socket(replica)).await.is_ok_and(|status| status.leading)
+                {
+                    return Ok(name);
+                }
+            }
+            Err("none says that it does")
+        })
+        .await
+    }
+
+    /// The clustermesh-apiserver that a node's agent reads from.
+    pub(crate) async fn gateway_of(&self, node: &str) -> Result<String> {
+        let status = status::agent(&self.agent_socket(node)).await?;
+        let endpoint = status.gateway.endpoint.unwrap_or_default();
+        let position = self.gateways().iter().position(|gateway| endpoint.contains(&gateway.to_string()));
+        let position = position.ok_or_else(|| {
+            LabError::invalid(format!("{}/{node} reads from {endpoint:?}, which is no gateway", self.name()))
+        })?;
+        Ok(self.apiservers().swap_remove(position))
+    }
+
     pub(crate) fn real_kubernetes(&self) -> bool {
         self.api.real()
     }

@@ -18,8 +18,9 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 pub use self::needs::Tools;
+use crate::command;
 use crate::error::{Doing, LabError, Result};
-use crate::kubectl::{self, Kubectl};
+use crate::kubectl::Kubectl;
 use crate::names::{ClusterPlan, LabName};
 use crate::report::LogTail;
 use crate::runner::objects;
@@ -30,6 +31,8 @@ use crate::spec::ClusterSpec;
 const CREATE: Duration = Duration::from_secs(600);
 /// Images are pulled by then, so this is for starting.
 const ROLL_OUT: Duration = Duration::from_secs(180);
+/// `isthmus connect` waits for five minutes.
+const JOIN: Duration = Duration::from_secs(330);
 /// Where the daemons are.
 const NAMESPACE: &str = "isthmus-system";
 
@@ -89,9 +92,20 @@ impl Kind {
             progress(&format!("Isthmus in {}", cluster.spec.name));
             self.install(cluster, scenario).await?;
         }
-        progress("the clusters joined, by isthmus connect");
+        progress(if scenario.connected {
+            "the clusters joined, by isthmus connect"
+        } else {
+            "Secrets for peers"
+        });
         for (from, to) in config::pairs(&scenario.clusters) {
-            self.isthmus(&["connect", "--context", from, "--destination-context", to]).await?;
+            let mut join = command::isthmus("connect", &self.kubeconfig())?;
+            join.args(["--context", from, "--destination-context", to]);
+            command::output(join, None, JOIN).await?;
+            if !scenario.connected {
+                let mut part = command::isthmus("disconnect", &self.kubeconfig())?;
+                part.args(["--context", from, "--destination-context", to]);
+                command::output(part, None, JOIN).await?;
+            }
         }
         Ok(())
     }
@@ -105,7 +119,7 @@ impl Kind {
         for cluster in &self.clusters {
             let mut kind = self.kind(&["delete", "cluster", "--name", &cluster.kind]);
             kind.arg("--kubeconfig").arg(self.kubeconfig());
-            let deleted = kubectl::output(kind, None, CREATE).await;
+            let deleted = command::output(kind, None, CREATE).await;
             outcome = outcome.and(deleted.map(drop));
         }
         if outcome.is_ok() {
@@ -182,13 +196,13 @@ impl Kind {
         std::fs::write(&file, config.to_string()).doing(|| format!("writing {}", file.display()))?;
         let mut kind = self.kind(&["create", "cluster", "--name", &cluster.kind, "--wait", "5m"]);
         kind.arg("--config").arg(&file).arg("--kubeconfig").arg(self.kubeconfig());
-        kubectl::output(kind, None, CREATE).await?;
+        command::output(kind, None, CREATE).await?;
         // kind calls the context after itself; the scenario's name for it is what steps and people use.
         let context = format!("kind-{}", cluster.kind);
         let mut rename = Command::new(&self.tools.kubectl);
         rename.arg("--kubeconfig").arg(self.kubeconfig());
         rename.args(["config", "rename-context", &context, &cluster.spec.name]);
-        kubectl::output(rename, None, CREATE).await.map(drop)
+        command::output(rename, None, CREATE).await.map(drop)
     }
 
     async fn install(&self, cluster: &KindCluster, scenario: &Scenario) -> Result<()> {
@@ -204,14 +218,6 @@ impl Kind {
         Ok(())
     }
 
-    /// Runs this very program.
-    pub(crate) async fn isthmus(&self, args: &[&str]) -> Result<String> {
-        let program = std::env::current_exe().doing(|| "finding the running program")?;
-        let mut isthmus = Command::new(program);
-        isthmus.args(args).arg("--kubeconfig").arg(self.kubeconfig());
-        kubectl::output(isthmus, None, CREATE).await
-    }
-
     fn kind(&self, args: &[&str]) -> Command {
         let mut kind = Command::new(&self.tools.kind);
         kind.args(args);
@@ -220,8 +226,9 @@ impl Kind {
 
     async fn docker(&self, args: &[&str]) -> Result<String> {
         let mut docker = Command::new(&self.tools.docker);
-        docker.args(args);
-        kubectl::output(docker, None, CREATE).await
+        // Of Docker's two ways to build, the one that knows caches; the default of later versions.
+        docker.args(args).env("DOCKER_BUILDKIT", "1");
+        command::output(docker, None, CREATE).await
     }
 
     fn cluster(&self, name: &str) -> Result<&KindCluster> {

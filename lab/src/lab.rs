@@ -23,7 +23,7 @@ use crate::process::{Launch, Process};
 use crate::spec::{Encryption, LabSpec, Peering};
 use crate::state::{ClusterState, LabState, ProcessId, StateDir};
 use crate::topology::Wan;
-use crate::{cgroup, cleanup, programs};
+use crate::{cgroup, cleanup, programs, scenario};
 
 /// A running lab. Dropping it removes everything it made; [`Lab::down`] does so without blocking the runtime.
 pub struct Lab {
@@ -104,8 +104,11 @@ impl Lab {
             cluster.start_agents(spec).await
         }));
         let joined = async {
-            try_join_all(clusters.iter().map(|cluster| cluster.join(clusters))).await?;
-            try_join_all(clusters.iter().map(Cluster::joined)).await
+            try_join_all(clusters.iter().map(|cluster| cluster.join(spec, clusters))).await?;
+            match spec.connected {
+                true => try_join_all(clusters.iter().map(Cluster::joined)).await.map(drop),
+                false => Ok(()),
+            }
         };
         try_join(agents, joined).await.map(drop)
     }
@@ -187,6 +190,19 @@ impl Lab {
     /// When there is none; the message lists those there are.
     pub fn daemon(&self, name: &str) -> Result<Process> {
         self.ground.daemon(name)
+    }
+
+    /// A daemon's own name, given that or one of these: `<cluster>/leader`, the clustermesh-apiserver that leads, and
+    /// `<cluster>/<node>/gateway`, the one that the node's agent reads from.
+    ///
+    /// # Errors
+    /// When nobody leads, or the agent reads from none.
+    pub async fn resolve(&self, name: &str) -> Result<String> {
+        match name.split('/').collect::<Vec<_>>().as_slice() {
+            [cluster, scenario::LEADER] => self.cluster(cluster)?.leader().await,
+            [cluster, node, scenario::GATEWAY] => self.cluster(cluster)?.gateway_of(node).await,
+            _ => Ok(name.to_owned()),
+        }
     }
 
     /// Ends a daemon at once, as a crash does.

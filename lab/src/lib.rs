@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod cleanup;
 mod cluster;
+mod command;
 mod controllers;
 mod crds;
 pub mod error;

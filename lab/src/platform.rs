@@ -13,9 +13,10 @@ use kube::Api;
 use serde_json::Value;
 use tokio::process::Child;
 
+use crate::command;
 use crate::error::{Doing, LabError, Result};
 use crate::kind::Kind;
-use crate::kubectl::{self, Kubectl, Metadata};
+use crate::kubectl::{Kubectl, Metadata};
 use crate::kubelet::PodRecord;
 use crate::lab::Lab;
 use crate::runner::objects::{self, Object};
@@ -164,6 +165,22 @@ impl<'a> Platform<'a> {
         }
     }
 
+    /// A kubeconfig with a context for each cluster.
+    pub(crate) fn kubeconfig(self) -> std::path::PathBuf {
+        match self {
+            Self::Lab(lab) => lab.state().all_kubeconfig(),
+            Self::Kind(kind) => kind.kubeconfig(),
+        }
+    }
+
+    /// The name of a daemon; see [`Lab::resolve`].
+    pub(crate) async fn resolve(self, daemon: &str) -> Result<String> {
+        match self {
+            Self::Lab(lab) => lab.resolve(daemon).await,
+            Self::Kind(_) => Ok(daemon.to_owned()),
+        }
+    }
+
     /// Cuts the way from one cluster to another; the way back stays.
     pub(crate) async fn cut(self, from: &str, to: &str) -> Result<()> {
         match self {
@@ -269,7 +286,7 @@ impl RunningPod {
         match self {
             Self::InLab(record) => record.launch(command)?.output(deadline).await,
             Self::ByKubectl(KubectlPod { kubectl, pod, .. }) => {
-                kubectl::ended(kubectl.exec(&pod.namespace, &pod.name, command), None, deadline).await
+                command::ended(kubectl.exec(&pod.namespace, &pod.name, command), None, deadline).await
             }
         }
     }
@@ -282,7 +299,7 @@ impl RunningPod {
         match self {
             Self::InLab(record) => record.launch(command)?.piped(Stdio::null()).await,
             Self::ByKubectl(KubectlPod { kubectl, pod, .. }) => {
-                kubectl::start(kubectl.exec(&pod.namespace, &pod.name, command), false, Stdio::null())
+                command::start(kubectl.exec(&pod.namespace, &pod.name, command), false, Stdio::null())
             }
         }
     }

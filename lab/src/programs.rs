@@ -11,6 +11,8 @@ pub const BIN_DIR_ENV: &str = "ISTHMUS_BIN_DIR";
 pub const LAB_POD: &str = "lab-pod";
 /// The Kubernetes API stand-in.
 pub const KUBE_API: &str = "lab-kube-api";
+/// The command line that users have.
+pub const CLI: &str = "isthmus";
 /// Exporter, relay and gateway.
 pub const APISERVER: &str = "clustermesh-apiserver";
 /// One on every node.

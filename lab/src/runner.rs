@@ -17,6 +17,7 @@ pub(crate) use self::objects::kind;
 use self::reach::{RunningAttempts, RunningFlow};
 use self::traffic::Traffic;
 use crate::cluster::Cluster;
+use crate::command;
 use crate::error::{LabError, Result};
 use crate::kind::Kind;
 use crate::kubectl::Metadata;
@@ -24,7 +25,7 @@ use crate::lab::Lab;
 use crate::platform::Platform;
 use crate::process::tail;
 use crate::report::{LogTail, Report, StepReport, Tally};
-use crate::scenario::{Annotate, Apply, Exec, Observe, Request, Scenario, Status, Step, Verb};
+use crate::scenario::{Annotate, Apply, Connect, Exec, Observe, Request, Scenario, Status, Step, Verb};
 use crate::wait;
 
 /// Who listens while a scenario runs.
@@ -102,6 +103,7 @@ async fn go_through(
         flows: BTreeMap::new(),
         attempts: BTreeMap::new(),
         before: BTreeMap::new(),
+        found: BTreeMap::new(),
         node: None,
     };
     let started = Instant::now();
@@ -137,6 +139,9 @@ async fn go_through(
 /// How much of a log is shown when a step has failed.
 const LOG_LINES: usize = 30;
 
+/// Time for the checks that `isthmus connect` makes before it does anything.
+const LONGEST_CHECK: Duration = Duration::from_secs(30);
+
 struct Runner<'a> {
     platform: Platform<'a>,
     scenario: &'a Scenario,
@@ -145,6 +150,8 @@ struct Runner<'a> {
     attempts: BTreeMap<String, RunningAttempts>,
     /// Who answered a traffic's requests before the next change.
     before: BTreeMap<String, BTreeSet<String>>,
+    /// Which daemons were meant by words such as `alpha/leader` when something was done to them.
+    found: BTreeMap<String, String>,
     /// Where the last client was, as `cluster/node`.
     node: Option<String>,
 }
@@ -221,10 +228,12 @@ impl Runner<'_> {
                 if p.one_way { Ok(()) } else { platform.cut(&p.to, &p.from).await }
             }
             Verb::Heal => platform.heal().await,
-            Verb::Kill(daemon) => platform.lab()?.kill(daemon).await,
-            Verb::Pause(daemon) => platform.pause(daemon).await,
-            Verb::Resume(daemon) => platform.resume(daemon).await,
-            Verb::Restart(daemon) => platform.restart(daemon).await,
+            Verb::Kill(daemon) => platform.lab()?.kill(&self.find(daemon).await?).await,
+            Verb::Pause(daemon) => platform.pause(&self.find(daemon).await?).await,
+            Verb::Resume(daemon) => platform.resume(&self.found(daemon).await?).await,
+            Verb::Restart(daemon) => platform.restart(&self.found(daemon).await?).await,
+            Verb::Connect(connect) => self.isthmus("connect", connect).await,
+            Verb::Disconnect(connect) => self.isthmus("disconnect", connect).await,
             Verb::Status(status) => self.status(status).await,
             Verb::Capture(capture) => self.capture(capture, report).await,
             Verb::Forge(forge) => self.forge(forge).await,
@@ -246,6 +255,30 @@ impl Runner<'_> {
 
     async fn set(&self, what: Metadata, a: &Annotate) -> Result<()> {
         each(&a.clusters, |c| self.platform.set(c, what, &a.object, &a.namespace, &a.set)).await
+    }
+
+    /// Who is meant now, for what is done to a daemon; remembered.
+    async fn find(&mut self, daemon: &str) -> Result<String> {
+        let name = self.platform.resolve(daemon).await?;
+        self.found.insert(daemon.to_owned(), name.clone());
+        Ok(name)
+    }
+
+    /// Who was meant the last time: to undo what was done, though another may be meant by the same words now.
+    async fn found(&self, daemon: &str) -> Result<String> {
+        match self.found.get(daemon) {
+            Some(name) => Ok(name.clone()),
+            None => self.platform.resolve(daemon).await,
+        }
+    }
+
+    async fn isthmus(&self, verb: &str, step: &Connect) -> Result<()> {
+        let mut isthmus = command::isthmus(verb, &self.platform.kubeconfig())?;
+        isthmus.args(["--context", &step.from, "--destination-context", &step.to.join(",")]);
+        isthmus.args(["--connection-mode", step.mode.as_str()]);
+        isthmus.arg("--wait-duration").arg(format!("{}s", step.within.as_secs().max(1)));
+        // Its checks come before, and they have deadlines of their own.
+        command::output(isthmus, None, step.within * 2 + LONGEST_CHECK).await.map(drop)
     }
 
     async fn request(&mut self, request: &Request, report: &mut StepReport) -> Result<()> {

@@ -14,11 +14,12 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use self::action::{
-    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, ObjectCondition,
-    Observe, Partition, Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until,
-    Wait,
+    Annotate, Apply, Capture, Connect, ConnectionMode, Delete, EndTraffic, Exec, Family, Forge, Heal,
+    NodeRef, ObjectCondition, Observe, Partition, Plaintext, PodRef, Request, RotateKey, Scale, Shows,
+    Status, Target, Traffic, Until, Wait,
 };
 pub use self::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
+pub(crate) use self::step::{GATEWAY, LEADER};
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
 use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES, MAX_REPLICAS};
@@ -46,6 +47,8 @@ pub struct Scenario {
     pub max_connected_clusters: u16,
     /// How clusters find and trust each other.
     pub peering: Peering,
+    /// Whether the clusters are connected from the beginning; if not, they have the Secrets for it.
+    pub connected: bool,
     /// How long what was mirrored of a peer is kept once it is disconnected.
     pub drain_grace: Option<Duration>,
     /// At least one.
@@ -70,6 +73,8 @@ struct File {
     max_connected_clusters: u16,
     #[serde(default)]
     peering: Peering,
+    #[serde(default = "default_connected")]
+    connected: bool,
     #[serde(default, deserialize_with = "parse::some_duration")]
     drain_grace: Option<Duration>,
     clusters: Vec<FileCluster>,
@@ -98,6 +103,10 @@ fn default_max_connected_clusters() -> u16 {
 
 fn default_nodes() -> usize {
     1
+}
+
+fn default_connected() -> bool {
+    true
 }
 
 fn default_replicas() -> usize {
@@ -129,6 +138,11 @@ impl Scenario {
         let file: File = serde_norway::from_str(text).map_err(|e| e.to_string())?;
         let names: Vec<&str> = file.clusters.iter().map(|c| c.name.as_str()).collect();
         check_clusters(&file, &names)?;
+        if !file.connected && file.peering == Peering::Files {
+            return Err(
+                "connected: false is for peering by Secrets; without a peer's file there is no peer".into()
+            );
+        }
         let steps: Vec<Step> = file
             .steps
             .into_iter()
@@ -158,6 +172,7 @@ impl Scenario {
             encryption: file.encryption,
             max_connected_clusters: file.max_connected_clusters,
             peering: file.peering,
+            connected: file.connected,
             drain_grace: file.drain_grace,
             clusters: clusters.collect(),
             manifests: file.manifests,
@@ -175,6 +190,7 @@ impl Scenario {
             encryption: self.encryption,
             max_connected_clusters: self.max_connected_clusters,
             peering: self.peering,
+            connected: self.connected,
             drain_grace: self.drain_grace,
             mesh: true,
             clusters: self.clusters.clone(),

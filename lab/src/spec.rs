@@ -24,6 +24,8 @@ pub struct LabSpec {
     pub encryption: Encryption,
     /// How clusters find and trust each other.
     pub peering: Peering,
+    /// Whether they are connected from the beginning; if not, they have the Secrets for it.
+    pub connected: bool,
     /// How long what was mirrored of a peer is kept once it is disconnected; as long as the apiserver does by itself when left
     /// out.
     pub drain_grace: Option<Duration>,

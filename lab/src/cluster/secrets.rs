@@ -18,6 +18,7 @@ use super::{Cluster, Flags, GATEWAY, READY};
 use crate::error::{Doing, LabError, Result};
 use crate::projection::Projections;
 use crate::rbac::FIELD_MANAGER;
+use crate::spec::LabSpec;
 use crate::wait;
 
 const NAMESPACE: &str = names::DEFAULT_NAMESPACE;
@@ -53,16 +54,17 @@ impl Cluster {
 
     /// Writes a Secret for each peer, from what that peer has published. A cluster that reads from this one, and not this one
     /// from it, has a Secret too, since its authority must be known; but nothing connects.
-    pub(crate) async fn join(&self, all: &[Cluster]) -> Result<()> {
+    pub(crate) async fn join(&self, lab: &LabSpec, all: &[Cluster]) -> Result<()> {
         if let Some(stranger) = self.spec.peers.iter().find(|peer| all.iter().all(|c| c.name() != *peer)) {
             return Err(LabError::invalid(format!("there is no cluster {stranger} to join")));
         }
         let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
         for other in all.iter().filter(|other| other.name() != self.name()) {
-            let connect = self.spec.peers.iter().any(|peer| peer == other.name());
-            if !connect && !other.spec.peers.contains(&self.spec.name) {
+            let reads = self.spec.peers.iter().any(|peer| peer == other.name());
+            if !reads && !other.spec.peers.contains(&self.spec.name) {
                 continue;
             }
+            let connect = reads && lab.connected;
             let secret = PeerSecret { connect, ..other.as_peer().await? }.to_secret(NAMESPACE);
             let params = PatchParams::apply(FIELD_MANAGER).force();
             let applied = secrets.patch(&secret.name_any(), &params, &Patch::Apply(&secret)).await;

@@ -11,6 +11,9 @@ use crate::names::{ClusterPlan, Families};
 use crate::scenario::Scenario;
 use crate::spec::ClusterSpec;
 
+/// How many apiservers the component for several has.
+pub(super) const HIGHLY_AVAILABLE: usize = 3;
+
 /// A kind cluster: as many nodes for pods as the scenario says, and ranges that no other of its clusters has.
 pub(super) fn cluster(spec: &ClusterSpec, plan: &ClusterPlan) -> Value {
     let families = match plan.families() {
@@ -53,20 +56,33 @@ pub(super) fn kustomization(
     scenario: &Scenario,
 ) -> Result<Value> {
     let base = relative(dir, &repository.join(OVERLAY))?;
-    Ok(json!({
+    let mut patches = vec![json!({"patch": json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "isthmus-config", "namespace": super::NAMESPACE},
+        "data": {
+            "cluster-name": spec.name,
+            "cluster-id": spec.id.to_string(),
+            "max-connected-clusters": scenario.max_connected_clusters.to_string(),
+        },
+    }).to_string()})];
+    if let Some(grace) = scenario.drain_grace {
+        let flag = format!("--peer-drain-grace={}ms", grace.as_millis());
+        patches.push(json!({
+            "target": {"kind": "Deployment", "name": "clustermesh-apiserver"},
+            "patch": json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": flag}]).to_string(),
+        }));
+    }
+    let mut kustomization = json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base],
-        "patches": [{"patch": json!({
-            "apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "isthmus-config", "namespace": super::NAMESPACE},
-            "data": {
-                "cluster-name": spec.name,
-                "cluster-id": spec.id.to_string(),
-                "max-connected-clusters": scenario.max_connected_clusters.to_string(),
-            },
-        }).to_string()}],
-    }))
+        "patches": patches,
+    });
+    if spec.replicas == HIGHLY_AVAILABLE {
+        let component = repository.join("kustomize/components/high-availability");
+        kustomization["components"] = json!([relative(dir, &component)?]);
+    }
+    Ok(kustomization)
 }
 
 /// Every two clusters of which either names the other as its peer, once.
@@ -103,6 +119,7 @@ mod tests {
         ClusterSpec {
             name: name.into(),
             id: 1,
+            replicas: 1,
             nodes: (0..nodes).map(|n| n.to_string()).collect(),
             peers: peers.iter().map(|p| (*p).to_owned()).collect(),
         }

@@ -30,6 +30,6 @@ impl Kind {
         let mut args = vec!["load", "docker-image"];
         args.extend(IMAGES.map(|(name, _, _)| name));
         args.extend(["--name", &cluster.kind]);
-        crate::kubectl::output(self.kind(&args), None, super::CREATE).await.map(drop)
+        crate::command::output(self.kind(&args), None, super::CREATE).await.map(drop)
     }
 }

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::config::HIGHLY_AVAILABLE;
 use crate::error::{LabError, Result};
 use crate::programs;
 use crate::scenario::Scenario;
-use crate::spec::{Encryption, Store};
+use crate::spec::{Encryption, Peering, Store};
 
 /// The programs that kind takes, and where this repository is.
 #[derive(Debug, Clone)]
@@ -81,6 +82,13 @@ pub fn fits(scenario: &Scenario) -> Result<()> {
         reasons.push(
             "  store: etcd: the installation of etcd takes cert-manager, which is not in the images".into(),
         );
+    }
+    let odd = |replicas| replicas != 1 && replicas != HIGHLY_AVAILABLE;
+    if scenario.clusters.iter().any(|cluster| odd(cluster.replicas)) {
+        reasons.push(format!("  replicas: one, or {HIGHLY_AVAILABLE} as in the installation"));
+    }
+    if scenario.peering == Peering::Files {
+        reasons.push("  peering: files: the installation is for Secrets".into());
     }
     reasons.extend(scenario.steps.iter().enumerate().filter_map(|(i, step)| {
         step.verb.needs_lab().map(|why| format!("  step {} ({}): {why}", i + 1, step.say))

@@ -260,6 +260,46 @@ pub struct Partition {
 #[serde(deny_unknown_fields)]
 pub struct Heal {}
 
+/// Connects clusters, or takes them apart, as `isthmus connect` and `isthmus disconnect` do: by running them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connect {
+    /// The source cluster.
+    pub from: String,
+    /// The destination clusters.
+    pub to: Vec<String>,
+    /// Who reads from whom.
+    #[serde(default)]
+    pub mode: ConnectionMode,
+    /// How long it may take until the peers are ready, or gone.
+    #[serde(default = "minute", deserialize_with = "duration")]
+    pub within: Duration,
+}
+
+/// Who reads from whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectionMode {
+    /// The source and each destination from each other.
+    #[default]
+    Bidirectional,
+    /// The source alone from each destination.
+    Unicast,
+    /// Each from each.
+    Mesh,
+}
+
+impl ConnectionMode {
+    /// As the command line spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bidirectional => "bidirectional",
+            Self::Unicast => "unicast",
+            Self::Mesh => "mesh",
+        }
+    }
+}
+
 /// Asks a cluster's clustermesh-apiserver how a peer is.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -420,6 +460,10 @@ fn default_namespace() -> String {
 
 fn half_a_minute() -> Duration {
     Duration::from_secs(30)
+}
+
+fn minute() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn http() -> u16 {

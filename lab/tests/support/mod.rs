@@ -30,6 +30,7 @@ pub async fn plain_lab(name: &str, families: Families, nodes: usize) -> Lab {
         max_connected_clusters: 255,
         encryption: Encryption::default(),
         peering: Peering::default(),
+        connected: true,
         drain_grace: None,
         mesh: false,
         clusters: vec![cluster("alpha", 1), cluster("beta", 2)],
