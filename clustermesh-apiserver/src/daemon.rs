@@ -28,7 +28,6 @@ mod store;
 mod tls;
 mod view;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -44,13 +43,13 @@ use tokio_util::sync::CancellationToken;
 pub use self::config::{DaemonConfig, DaemonError, Engine, Tls};
 use self::parts::Parts;
 use self::store::Store;
-use self::tls::Identities;
+use self::tls::{GatewayTls, Identities};
 use self::view::{Running, View};
 use crate::certificates::{Certificates, CertificatesConfig};
 use crate::cluster_info::Publisher;
 use crate::election::{Election, Leadership};
 use crate::exporter::ExporterMetrics;
-use crate::relay;
+use crate::relay::{self, SecretSource, Sources, SourcesConfig};
 
 /// Runs until `shutdown`.
 ///
@@ -113,12 +112,14 @@ async fn serve(
     view: &View,
     shutdown: &CancellationToken,
 ) -> Result<(), DaemonError> {
-    let (_no_peers, peers) = tokio::sync::watch::channel(BTreeMap::new());
-    let opened = async { tokio::join!(Store::open(etcd), shared.identities.open(peers, shutdown)) };
+    let opened = async { tokio::join!(Store::open(etcd), shared.identities.open()) };
     let Some((store, tls)) = shutdown.run_until_cancelled(opened).await else { return Ok(()) };
+    let tls = tls?;
+    // Whoever leads: every replica's gateway lets in the relays of the peers.
+    let sources = Sources::follow(sources(config, shared, &tls), shutdown);
     let gateway = Gateway::serve_with(
         config.listen,
-        tls?,
+        tls.serve(sources.authorities(), shutdown),
         store.served().clone(),
         Grants::cluster_mesh(config.cluster.as_str()),
         GatewayOptions { name: config.cluster.to_string(), ..GatewayOptions::default() },
@@ -132,7 +133,7 @@ async fn serve(
     });
     tracing::info!(cluster = %config.cluster, id = %config.cluster_id, gateway = %gateway.local_addr(), "started");
 
-    let (outcome, parts) = write(config, shared, &store, view, shutdown).await;
+    let (outcome, parts) = write(config, shared, &sources, &store, view, shutdown).await;
     shutdown.cancel();
     gateway.shutdown().await;
     if let Some(parts) = parts {
@@ -146,6 +147,7 @@ async fn serve(
 async fn write(
     config: &DaemonConfig,
     shared: &Shared,
+    sources: &Sources,
     store: &Store,
     view: &View,
     shutdown: &CancellationToken,
@@ -160,7 +162,7 @@ async fn write(
                 reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), None),
             }
         }
-        let (mut parts, writing) = match Parts::start(config, shared, store.pen(), shutdown) {
+        let (mut parts, writing) = match Parts::start(config, shared, sources, store.pen(), shutdown) {
             Ok(started) => started,
             Err(error) => return (Err(error), None),
         };
@@ -176,6 +178,25 @@ async fn write(
         parts.drop_everything().await;
         view.writes(None);
     }
+}
+
+/// Where peers are looked for: the directory, if there is one, and Secrets, if there are certificates in Secrets to be shown
+/// to them.
+fn sources(config: &DaemonConfig, shared: &Shared, tls: &GatewayTls) -> SourcesConfig {
+    let secrets = match (&config.namespace, tls.remote()) {
+        (Some(namespace), Some(remote)) => Some(SecretSource {
+            client: shared.kubernetes.clone(),
+            namespace: namespace.clone(),
+            identity: remote.clone(),
+        }),
+        _ => None,
+    };
+    if secrets.is_none() && config.peers_dir.is_none() {
+        tracing::info!(
+            "no --peers-dir, and no --namespace with certificates in Secrets: nothing is mirrored"
+        );
+    }
+    SourcesConfig { own: config.cluster.clone(), directory: config.peers_dir.clone(), secrets }
 }
 
 fn elect(config: &DaemonConfig, kubernetes: &kube::Client) -> (Option<Election>, Leadership) {

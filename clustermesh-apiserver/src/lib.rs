@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod election;
 pub mod exporter;
 pub mod flags;
+pub mod peering;
 pub mod pki;
 pub mod relay;
 pub mod status;

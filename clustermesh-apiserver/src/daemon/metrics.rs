@@ -47,10 +47,7 @@ impl Collector for StateMetrics {
         let Some(writing) = self.0.writing() else { return Ok(()) };
         writer(&mut out, &writing, self.0.cluster.as_str())?;
         exporter(&mut out, &writing, self.0.cluster.as_str())?;
-        match &writing.relay {
-            Some(relay) => peers(&mut out, relay),
-            None => Ok(()),
-        }
+        peers(&mut out, &writing.relay)
     }
 }
 

@@ -1,10 +1,10 @@
-//! What writes to the store, put together: heartbeat, exporter and relay. Started and stopped as one, since with a shared
+//! What writes to the store, put together: heartbeat, exporter and relay, and what tells of them. Started and stopped as one, since with a shared
 //! store only the leader runs them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use isthmus_kvstore::writer::{Kept, Writer};
+use isthmus_kvstore::writer::Kept;
 use isthmus_wire::Key;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,8 @@ use super::store::Pen;
 use super::view::Writing;
 use super::{DaemonConfig, DaemonError, Shared};
 use crate::exporter::{Exporter, ExporterConfig, ExporterError};
-use crate::relay::{OwnCluster, Relay, RelayConfig};
+use crate::peering;
+use crate::relay::{OwnCluster, Relay, RelayConfig, Sources};
 
 /// How long a shutdown waits for what was written to reach etcd.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,6 +24,8 @@ pub(super) struct Parts {
     heartbeat: Kept,
     exporting: JoinHandle<Result<(), ExporterError>>,
     relaying: JoinHandle<()>,
+    /// Tells in the Kubernetes API how the peers are.
+    telling: Option<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -31,6 +34,7 @@ impl Parts {
     pub(super) fn start(
         config: &DaemonConfig,
         shared: &Shared,
+        sources: &Sources,
         pen: Pen,
         shutdown: &CancellationToken,
     ) -> Result<(Self, Writing), DaemonError> {
@@ -47,9 +51,23 @@ impl Parts {
         writer.put(Key::HasClusterConfig.to_bytes(), "true");
         let exporter = exporter.led_by(shared.leadership.clone());
         let exporting = tokio::spawn(exporter.run(stop.clone()));
-        let (relay, relaying) = start_relay(config, shared, &writer, &stop);
+        let relay = RelayConfig {
+            own: OwnCluster {
+                name: config.cluster.clone(),
+                id: config.cluster_id,
+                mesh: config.max_connected_clusters,
+            },
+            sources: sources.clone(),
+            timing: config.timing,
+        };
+        let metrics = Arc::clone(&shared.relay_metrics);
+        let (relay, relaying) = Relay::spawn(relay, writer.clone(), metrics, stop.clone());
+        let telling = config.namespace.is_some().then(|| {
+            let (client, leading) = (shared.kubernetes.clone(), shared.leadership.followed());
+            tokio::spawn(peering::keep(client, relay.clone(), leading, stop.clone()))
+        });
         let writing = Writing { writer, exporter: handle, relay };
-        Ok((Self { pen, heartbeat, exporting, relaying, stop }, writing))
+        Ok((Self { pen, heartbeat, exporting, relaying, telling, stop }, writing))
     }
 
     /// Completes when one of them has ended by itself.
@@ -65,7 +83,7 @@ impl Parts {
 
     /// Ends them at once, with whatever they were about to write: somebody else writes from now on.
     pub(super) async fn drop_everything(self) {
-        let Self { pen, heartbeat, exporting, relaying, stop } = self;
+        let Self { pen, heartbeat, exporting, relaying, telling, stop } = self;
         // First what writes; then those who would have more to write.
         drop(pen);
         drop(heartbeat);
@@ -74,11 +92,14 @@ impl Parts {
         relaying.abort();
         let _ = exporting.await;
         let _ = relaying.await;
+        if let Some(telling) = telling {
+            let _ = telling.await;
+        }
     }
 
     /// Ends them, and waits a little until what they have written is in the store.
     pub(super) async fn finish(self) {
-        let Self { pen, heartbeat, exporting, relaying, stop } = self;
+        let Self { pen, heartbeat, exporting, relaying, telling, stop } = self;
         stop.cancel();
         drop(heartbeat);
         if !exporting.is_finished() {
@@ -86,6 +107,9 @@ impl Parts {
         }
         if !relaying.is_finished() {
             let _ = relaying.await;
+        }
+        if let Some(telling) = telling {
+            let _ = telling.await;
         }
         if tokio::time::timeout(FLUSH_TIMEOUT, pen.writer().flush()).await.is_err() {
             tracing::warn!(
@@ -102,25 +126,4 @@ fn exporter_config(config: &DaemonConfig) -> ExporterConfig {
         namespaces_are_global: config.namespaces_are_global,
         ..ExporterConfig::new(config.cluster.clone(), config.cluster_id)
     }
-}
-
-fn start_relay(
-    config: &DaemonConfig,
-    shared: &Shared,
-    writer: &Writer,
-    stop: &CancellationToken,
-) -> (Option<Relay>, JoinHandle<()>) {
-    let Some(peers_dir) = config.peers_dir.clone() else {
-        tracing::info!("no --peers-dir: nothing is mirrored");
-        let stop = stop.clone();
-        return (None, tokio::spawn(stop.cancelled_owned()));
-    };
-    let own = OwnCluster {
-        name: config.cluster.clone(),
-        id: config.cluster_id,
-        mesh: config.max_connected_clusters,
-    };
-    let relay = RelayConfig { own, peers_dir, timing: config.timing };
-    let (relay, task) = Relay::spawn(relay, writer.clone(), Arc::clone(&shared.relay_metrics), stop.clone());
-    (Some(relay), task)
 }

@@ -13,7 +13,7 @@ pub(super) enum Store {
     /// This replica's own. Each replica fills its own, whoever leads.
     Memory(MemoryStore),
     /// One of several that follow the same etcd, which the leader fills.
-    Etcd(EtcdEngine),
+    Etcd(Box<EtcdEngine>),
 }
 
 /// The right to write.
@@ -29,7 +29,7 @@ impl Store {
     pub(super) async fn open(etcd: Option<ClientConfig>) -> Self {
         match etcd {
             None => Self::Memory(MemoryStore::new(StoreId::random(), Limits::default())),
-            Some(client) => Self::Etcd(EtcdEngine::start(EtcdConfig::new(client)).await),
+            Some(client) => Self::Etcd(Box::new(EtcdEngine::start(EtcdConfig::new(client)).await)),
         }
     }
 

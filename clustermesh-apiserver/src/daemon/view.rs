@@ -55,7 +55,7 @@ pub(super) struct Running {
 pub(super) struct Writing {
     pub(super) writer: Writer,
     pub(super) exporter: ExporterHandle,
-    pub(super) relay: Option<Relay>,
+    pub(super) relay: Relay,
 }
 
 impl std::fmt::Debug for Running {
@@ -169,13 +169,13 @@ impl View {
             return Some(writing.and_then(|writing| writing.waiting_for_exporter()).unwrap_or_else(waits));
         }
         let Some(writing) = writing else { return Some(format!("waiting for the {} store", self.engine)) };
-        writing.waiting_for_exporter().or_else(|| writing.relay.as_ref().and_then(Relay::waiting_for))
+        writing.waiting_for_exporter().or_else(|| writing.relay.waiting_for())
     }
 
     pub(super) fn status(&self) -> ApiserverStatus {
         let waiting_for = self.waiting_for();
         let writing = self.writing();
-        let relay = writing.as_ref().and_then(|writing| writing.relay.as_ref());
+        let relay = writing.as_ref().map(|writing| &writing.relay);
         let (leading, leader) = match self.role() {
             Some(Role::Leading(None)) => (true, None),
             Some(Role::Leading(Some(_))) => (true, Some(self.replica.clone())),
@@ -196,6 +196,8 @@ impl View {
             exporter: writing.as_ref().map(|writing| writing.export_status()).unwrap_or_default(),
             peers: relay.map(Relay::peers).unwrap_or_default(),
             refused_files: relay.map(Relay::refused_files).unwrap_or_default(),
+            refused_secrets: relay.map(Relay::refused_secrets).unwrap_or_default(),
+            secrets_unread: relay.and_then(Relay::secrets_unread),
         }
     }
 

@@ -102,6 +102,27 @@ impl Leadership {
         self.0.borrow().is_leading()
     }
 
+    /// The same as a value that is followed: true while this replica leads. Must be called within a tokio runtime.
+    pub fn followed(&self) -> watch::Receiver<bool> {
+        let (send, leading) = watch::channel(self.is_leading());
+        let mut own = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let is_leading = own.is_leading();
+                send.send_if_modified(|known| std::mem::replace(known, is_leading) != is_leading);
+                tokio::select! {
+                    changed = own.0.changed() => if changed.is_err() {
+                        // The election is over, and its last word has been passed on.
+                        send.closed().await;
+                        return;
+                    },
+                    () = send.closed() => return,
+                }
+            }
+        });
+        leading
+    }
+
     /// Waits until it leads.
     pub async fn gained(&mut self) {
         if self.0.wait_for(Role::is_leading).await.is_err() {
@@ -116,19 +137,6 @@ impl Leadership {
     pub async fn lost(&mut self) {
         if self.0.wait_for(|role| !role.is_leading()).await.is_err() && self.is_leading() {
             std::future::pending::<()>().await;
-        }
-    }
-
-    /// Runs `work` whenever it leads, from the start each time it begins to.
-    pub async fn whenever_leading(&mut self, mut work: impl AsyncFnMut()) {
-        loop {
-            self.gained().await;
-            let mut lost = self.clone();
-            tokio::select! {
-                biased;
-                () = lost.lost() => {}
-                () = work() => return,
-            }
         }
     }
 }

@@ -62,6 +62,7 @@ use crate::election::Leadership;
 
 pub use self::metrics::ExporterMetrics;
 pub use self::status::{ExportedCounts, ExporterStatus, WatchStatus};
+pub(crate) use self::watch::RetryDelay;
 
 /// Events that wait for the translation. Beyond it the watches wait too.
 const WAITING_INPUTS: usize = 1024;

@@ -3,6 +3,7 @@
 
 mod certificates;
 mod fixture;
+mod peers;
 mod replicas;
 
 use clustermesh_apiserver::pki::Client;

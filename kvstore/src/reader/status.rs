@@ -1,10 +1,12 @@
 //! What a reader says about itself: never only "connected", but how old its data is and how far behind.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chrono::{DateTime, Utc};
 use isthmus_wire::ClusterName;
 use serde::Serialize;
+
+use super::FailureCause;
 
 /// The state of a reader and of everything that it follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,10 +19,14 @@ pub struct ReaderStatus {
     pub since: DateTime<Utc>,
     /// The endpoint in use, while there is a connection.
     pub endpoint: Option<String>,
+    /// The address that the endpoint's name has led to.
+    pub address: Option<SocketAddr>,
     /// How often a connection failed or was torn down.
     pub failures: u64,
     /// The latest failure, in words that say what to do. Kept after recovery.
     pub last_error: Option<String>,
+    /// The latest failure, for programs.
+    pub last_cause: Option<FailureCause>,
     /// When it happened.
     pub last_failure: Option<DateTime<Utc>>,
     /// The id of the store's cluster, which is another one when the store was exchanged.
@@ -42,8 +48,10 @@ impl ReaderStatus {
             connection: Connection::Connecting,
             since: Utc::now(),
             endpoint: None,
+            address: None,
             failures: 0,
             last_error: None,
+            last_cause: None,
             last_failure: None,
             cluster_id: None,
             store_revision: 0,

@@ -272,3 +272,42 @@ async fn a_hundred_and_thirty_thousand_keys_share_leases_of_a_thousand() {
     term.writer().flush().await;
     assert_eq!(term.writer().status().leases, 130);
 }
+
+#[tokio::test]
+async fn a_term_that_has_ended_writes_no_more_and_the_next_takes_over_what_it_left() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.port).await;
+    // Two replicas on one etcd; the way of the first can be cut.
+    let first = EtcdEngine::start(EtcdConfig::new(etcd.config_at(proxy.port))).await;
+    let second = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let ended = first.begin_term();
+    let section = ended.writer().section(nodes());
+    section.put(key("stays"), "1");
+    section.put(key("goes"), "1");
+    section.finish_initial().await;
+    wait::until("the second follows", async || keys(second.store(), PREFIX).len() == 2).await;
+
+    // What it could not write before its end it does not write after it, though its queue still knows of it.
+    proxy.stall();
+    section.put(key("late"), "1");
+    drop(ended);
+    proxy.cut();
+    proxy.recover();
+
+    let term = second.begin_term();
+    let section = term.writer().section(nodes());
+    section.put(key("stays"), "1");
+    section.put(key("new"), "2");
+    section.finish_initial().await;
+    wait::until("the first follows again", async || {
+        keys(first.store(), PREFIX) == keys(second.store(), PREFIX) && first.status().borrow().following
+    })
+    .await;
+    assert_eq!(keys(first.store(), PREFIX), BTreeSet::from([key("new"), key("stays")]));
+    // It may lead once more later.
+    drop(term);
+    let again = first.begin_term();
+    again.writer().put(key("later"), "3");
+    again.writer().flush().await;
+    wait::until("the second follows it", async || keys(second.store(), PREFIX).len() == 3).await;
+}

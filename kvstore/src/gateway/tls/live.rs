@@ -14,7 +14,8 @@ use crate::config::LiveIdentity;
 
 /// A server's identity and trust in memory. Clones share them.
 ///
-/// - The **identity** is what [`LiveIdentity::replace`] made of it last, at each handshake. Connections that exist go on.
+/// - The **identity** is what [`LiveIdentity::replace`] made of it last, at each handshake. Connections that exist go
+///   on.
 /// - **Trust** holds for handshakes from [`LiveTls::set_trust`] on, and for open connections too: those whose client
 ///   would not be let in any more are ended soon. A certificate that has merely expired since ends nothing.
 #[derive(Clone)]
@@ -66,9 +67,9 @@ impl LiveTls {
     }
 
     pub(super) fn trust_by(&self, trust: Option<Trust>, verifier: TrustVerifier) -> Result<(), TlsError> {
-        let verifier = Arc::new(verifier);
-        let config = server_config(&self.0.identity, &verifier)?;
         let mut current = self.lock();
+        let verifier = Arc::new(verifier.after(&self.0.verifier.borrow()));
+        let config = server_config(&self.0.identity, &verifier)?;
         *current = Current { trust, config };
         self.0.verifier.send_replace(verifier);
         Ok(())
