@@ -74,6 +74,13 @@ struct Leader {
     lease_seconds: i32,
 }
 
+impl Leader {
+    /// Twice the lease's time, for clocks differ.
+    fn is_there(&self) -> bool {
+        self.renewed_seconds <= 2.0 * f64::from(self.lease_seconds.max(1))
+    }
+}
+
 /// Something that is not well, and where to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Problem {
@@ -164,8 +171,9 @@ impl Answers {
         if let Some(published) = problems.answer(self.published) {
             problems.of_published(&published, self.now, &mut status);
         }
+        let leader = problems.answer(self.leader).flatten();
         if let Some(workload) = problems.answer(self.apiserver) {
-            problems.of_apiserver(workload.as_ref());
+            problems.of_apiserver(workload.as_ref(), leader.as_ref());
             status.apiserver = workload.map(|Workload { ready, desired, .. }| Replicas { ready, desired });
         }
         // Where Cilium's own agents run there are none of ours.
@@ -173,7 +181,7 @@ impl Answers {
             problems.of_agents(replicas);
             status.agents = Some(replicas);
         }
-        if let Some(Some(leader)) = problems.answer(self.leader) {
+        if let Some(leader) = leader {
             problems.of_leader(&leader);
             status.leader = Some(leader);
         }
@@ -253,13 +261,15 @@ impl Problems {
         }
     }
 
-    fn of_apiserver(&mut self, workload: Option<&Workload>) {
+    fn of_apiserver(&mut self, workload: Option<&Workload>, leader: Option<&Leader>) {
         match workload {
             Some(Workload { kind, ready, desired }) if ready < desired => self.add(
                 format!("{kind} {}: {ready} of {desired} replicas are ready", names::APISERVER),
                 format!("{} get pods", self.kubectl),
             ),
             Some(_) => {}
+            // It runs, somewhere.
+            None if leader.is_some_and(Leader::is_there) => {}
             None => self.add(
                 format!("there is no Deployment or StatefulSet {}/{}", self.namespace, names::APISERVER),
                 format!("kubectl --context {} apply -k kustomize/overlays/production", self.context),
@@ -277,7 +287,7 @@ impl Problems {
     }
 
     fn of_leader(&mut self, leader: &Leader) {
-        if leader.renewed_seconds > 2.0 * f64::from(leader.lease_seconds.max(1)) {
+        if !leader.is_there() {
             self.add(
                 format!(
                     "no clustermesh-apiserver leads: {} has not renewed Lease {} for {}",
@@ -402,8 +412,15 @@ mod tests {
                 "no clustermesh-apiserver leads: pod-a has not renewed Lease isthmus-clustermesh-apiserver for 61s"
             ]
         );
-        let missing = problems(Answers { published: Ok(Published::Missing), apiserver: Ok(None), ..well() });
+        let installed_nowhere =
+            Answers { published: Ok(Published::Missing), apiserver: Ok(None), leader: Ok(None), ..well() };
+        let missing = problems(installed_nowhere);
         assert_eq!(missing.len(), 2, "{missing:?}");
+        assert_eq!(
+            problems(Answers { apiserver: Ok(None), ..well() }),
+            Vec::<String>::new(),
+            "it runs elsewhere"
+        );
         assert_eq!(
             problems(Answers { agents: Ok(None), ..well() }),
             Vec::<String>::new(),
