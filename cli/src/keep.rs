@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, Stdio};
 
+use isthmus_lab::spec::Peering;
 use isthmus_lab::{Lab, LabError, Result};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -95,21 +96,22 @@ impl Keeper {
 
 async fn usage(lab: &Lab) -> String {
     let mut text = format!("\nLab {} stays. Try:\n\n", lab.name());
-    for cluster in lab.clusters() {
-        let kubeconfig = lab.state().kubeconfig(cluster.name());
-        text +=
-            &format!("  kubectl --kubeconfig {} get services,pods,endpointslices\n", kubeconfig.display());
-    }
     let (isthmus, name, first) = (own_command(), lab.name(), lab.clusters()[0].name());
-    text += &format!(
-        "\n  {isthmus} status --lab {name}\n  {isthmus} lab logs --lab {name} {first}/clustermesh-apiserver\n"
-    );
+    text += &format!("  export KUBECONFIG={}\n", lab.state().all_kubeconfig().display());
+    for cluster in lab.clusters() {
+        text += &format!("  kubectl --context {} get services,pods,endpointslices\n", cluster.name());
+    }
+    if lab.spec().peering == Peering::Secrets {
+        text += &format!("  {isthmus} peers\n");
+    }
+    let apiserver = lab.clusters()[0].apiservers().swap_remove(0);
+    text += &format!("\n  {isthmus} status --lab {name}\n  {isthmus} lab logs --lab {name} {apiserver}\n");
     if let Some((pod, address)) = lab.example().await {
         text += &format!("  {isthmus} lab exec --lab {name} {pod} -- curl -s http://{address}/\n");
     }
-    let pki = lab.state().path().join("pki");
+    let pki = lab.state().admin_certificate(first);
     text += &format!(
-        "\n  nsenter --net={} etcdctl --endpoints https://127.0.0.1:2379 --cacert {pki}/ca.crt \\\n    --cert {pki}/admin-{first}.crt --key {pki}/admin-{first}.key get --prefix cilium/ --keys-only\n",
+        "\n  nsenter --net={} etcdctl --endpoints https://127.0.0.1:2379 --cacert {pki}/ca.crt \\\n    --cert {pki}/tls.crt --key {pki}/tls.key get --prefix cilium/ --keys-only\n",
         lab.clusters()[0].net().control_plane.path().display(),
         pki = pki.display(),
     );

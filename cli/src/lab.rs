@@ -1,5 +1,7 @@
 //! `isthmus lab`.
 
+mod kind;
+
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,6 +47,7 @@ const RUN_EXAMPLES: &str = "Examples:
   isthmus lab run kind-scenarios/global-service
   isthmus lab run kind-scenarios/global-service --store etcd
   isthmus lab run kind-scenarios/global-service --report json > report.json
+  isthmus lab run kind-scenarios/global-service --on kind
   KUBEBUILDER_ASSETS=/usr/local/kubebuilder/bin isthmus lab run kind-scenarios/global-service";
 
 /// What `run` and `up` share.
@@ -64,6 +67,9 @@ pub(crate) struct ScenarioArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     scenario: ScenarioArgs,
+    /// Where the clusters are
+    #[arg(long, value_enum, default_value_t = On::Lab)]
+    on: On,
     /// Leave everything running at the end, and print how to use it
     #[arg(long)]
     keep: bool,
@@ -115,6 +121,14 @@ pub(crate) struct LogsArgs {
     lab: Option<LabName>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum On {
+    /// This machine's network namespaces, with real daemons and real eBPF
+    Lab,
+    /// Kubernetes in Docker: needs kind, docker and kubectl, and builds the images
+    Kind,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum StoreArg {
     /// The apiserver's own memory
@@ -141,6 +155,7 @@ impl From<StoreArg> for Store {
 /// Does what was asked for.
 pub(crate) async fn run(command: LabCommand) -> Result<ExitCode> {
     match command {
+        LabCommand::Run(args) if args.on == On::Kind => kind::play(args).await,
         LabCommand::Run(args) if args.supervise => supervise(args).await,
         LabCommand::Run(args) if args.keep => keep::hand_over().await,
         LabCommand::Run(args) => play(args).await,
@@ -210,11 +225,7 @@ fn prepare(args: &RunArgs) -> Result<(Scenario, LabName)> {
 }
 
 async fn tell(args: &RunArgs, scenario: &Scenario, name: LabName) -> Result<(Lab, Report)> {
-    // With a report, standard output is the report's.
-    let mut story: Story<Box<dyn Write + Send>> = match args.report {
-        None => Story::new(Box::new(std::io::stdout()), std::io::stdout().is_terminal()),
-        Some(ReportFormat::Json) => Story::new(Box::new(std::io::stderr()), std::io::stderr().is_terminal()),
-    };
+    let mut story = told_by(args);
     story.line(&format!("\n{}\n", scenario.title));
     let clusters: Vec<String> =
         scenario.clusters.iter().map(|c| format!("{} ({})", c.name, nodes(c.nodes.len()))).collect();
@@ -226,6 +237,14 @@ async fn tell(args: &RunArgs, scenario: &Scenario, name: LabName) -> Result<(Lab
     story.raised(raised);
     let report = isthmus_lab::run(&lab, scenario, raised, &mut story).await;
     Ok((lab, report))
+}
+
+/// With a report, standard output is the report's.
+fn told_by(args: &RunArgs) -> Story<Box<dyn Write + Send>> {
+    match args.report {
+        None => Story::new(Box::new(std::io::stdout()), std::io::stdout().is_terminal()),
+        Some(ReportFormat::Json) => Story::new(Box::new(std::io::stderr()), std::io::stderr().is_terminal()),
+    }
 }
 
 fn nodes(count: usize) -> String {

@@ -14,13 +14,15 @@ mod agents;
 mod explain;
 mod keep;
 mod lab;
+mod mesh;
 mod monitor;
+mod output;
 mod rotate_key;
 mod status;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Joins Kubernetes clusters into one mesh.
@@ -33,9 +35,17 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Connect clusters with each other
+    Connect(Box<mesh::connect::ConnectArgs>),
+    /// Take connected clusters apart
+    Disconnect(Box<mesh::disconnect::DisconnectArgs>),
+    /// The peers of clusters, and how the connections are
+    Peers(mesh::peers::PeersArgs),
     /// Whole clusters on this machine: demos, tests, experiments
     #[command(subcommand)]
     Lab(lab::LabCommand),
+    /// Give a cluster another CA, while everybody stays connected
+    RotateCa(Box<mesh::rotate_ca::RotateCaArgs>),
     /// Give a node another WireGuard key, without losing a packet
     RotateKey(rotate_key::RotateKeyArgs),
     /// How the mesh is doing: per cluster and per node
@@ -44,9 +54,19 @@ enum Command {
     Monitor(Box<monitor::MonitorArgs>),
     /// Which policy decides about a packet, and why, without sending one
     Explain(explain::ExplainArgs),
+    /// The script that completes this program's command lines in a shell
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 const EXAMPLES: &str = "Examples:
+  # Connect two clusters that run Isthmus, and see how that goes
+  isthmus connect --context kind-alpha --destination-context kind-beta
+  isthmus peers --context kind-alpha,kind-beta
+
   # Two clusters share a global service, as a short story
   isthmus lab run kind-scenarios/global-service
 
@@ -56,31 +76,77 @@ const EXAMPLES: &str = "Examples:
   isthmus lab exec alpha/client -- curl -s http://CLUSTER-IP/
   isthmus lab down";
 
+const COMPLETION_EXAMPLES: &str = "Examples:
+  # In this shell
+  source <(isthmus completion bash)
+
+  # In every one
+  isthmus completion bash > /etc/bash_completion.d/isthmus
+  isthmus completion zsh > \"${fpath[1]}/_isthmus\"
+  isthmus completion fish > ~/.config/fish/completions/isthmus.fish";
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // RUST_LOG=isthmus_lab=debug shows what the lab's kubelets and controllers do.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let result = match Cli::parse().command {
-        Command::Lab(command) => lab::run(command).await,
-        Command::RotateKey(args) => rotate_key::run(args).await,
-        Command::Status(args) => status::run(args).await,
-        Command::Monitor(args) => monitor::run(*args).await,
-        Command::Explain(args) => explain::run(args).await,
-    };
-    result.unwrap_or_else(|e| {
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "isthmus: {e}");
-        ExitCode::FAILURE
+    match run(Cli::parse().command).await {
+        Ok(code) => code,
+        Err(error) => {
+            output::note(&format!("isthmus: {error}"));
+            ExitCode::from(if error.is_usage() { USAGE } else { FAILED })
+        }
+    }
+}
+
+/// Something is not well, or could not be done.
+const FAILED: u8 = 1;
+/// The command line makes no sense; clap says so with the same number.
+const USAGE: u8 = 2;
+
+async fn run(command: Command) -> Result<ExitCode, Failure> {
+    Ok(match command {
+        Command::Connect(args) => mesh::connect::run(*args).await?,
+        Command::Disconnect(args) => mesh::disconnect::run(*args).await?,
+        Command::Peers(args) => mesh::peers::run(args).await?,
+        Command::Lab(command) => lab::run(command).await?,
+        Command::RotateCa(args) => mesh::rotate_ca::run(*args).await?,
+        Command::RotateKey(args) => rotate_key::run(args).await?,
+        Command::Status(args) => status::run(args).await?,
+        Command::Monitor(args) => monitor::run(*args).await?,
+        Command::Explain(args) => explain::run(args).await?,
+        Command::Completion { shell } => complete(shell),
     })
+}
+
+fn complete(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "isthmus", &mut script);
+    say!("{}", String::from_utf8_lossy(&script).trim_end());
+    ExitCode::SUCCESS
+}
+
+/// Why a command ended; the message says what to do.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Lab(#[from] isthmus_lab::LabError),
+    #[error(transparent)]
+    Mesh(#[from] mesh::MeshError),
+}
+
+impl Failure {
+    fn is_usage(&self) -> bool {
+        matches!(self, Self::Mesh(mesh::MeshError::Usage(_)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

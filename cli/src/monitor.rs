@@ -13,6 +13,7 @@ use isthmus_node_agent::events::{Filter, FilterError};
 use tokio::sync::mpsc;
 
 use crate::agents::{Agent, AgentArgs};
+use crate::output::duration;
 
 /// Lines on their way to the terminal. A terminal that is slower is waited for; then the agents are, who count what they
 /// have to leave out.
@@ -318,37 +319,12 @@ fn loss(LostEvents { source, num_events_lost: count }: &LostEvents, node: &str) 
     format!("{node}: {count} events are missing here: {why}")
 }
 
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a time: write 30s, 5m or 1h");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => return Ok(Duration::from_millis(number)),
-        "" | "s" => Some(number),
-        "m" => number.checked_mul(60),
-        "h" => number.checked_mul(3600),
-        _ => None,
-    };
-    // Longer than anybody waits, and no clock overflows.
-    seconds.filter(|seconds| *seconds <= 366 * 24 * 3600).map(Duration::from_secs).ok_or_else(wrong)
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
 
     use super::*;
-
-    #[test]
-    fn times_are_as_people_write_them() {
-        for (text, seconds) in [("30s", 30), ("5m", 300), ("2h", 7200), ("7", 7)] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)));
-        }
-        for text in ["", "s", "1d", "-1s", "99999999999h", "18446744073709551615m"] {
-            duration(text).expect_err(text);
-        }
-    }
 
     /// Takes one request and answers with one line.
     async fn answer(listener: &UnixListener, line: &str) {

@@ -20,6 +20,8 @@ use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::output::note;
+
 /// How often the Node is looked at.
 const POLL: Duration = Duration::from_millis(500);
 /// An agent that has not answered after this is probably not there.
@@ -178,8 +180,7 @@ fn progress(report: &RotationReport) -> String {
 
 fn print(rotated: &Rotated, report: Option<&RotationReport>, args: &RotateKeyArgs) -> Result<()> {
     if args.output == Output::Json {
-        let text = serde_json::to_string_pretty(rotated).map_err(|e| LabError::invalid(e.to_string()))?;
-        say!("{text}");
+        crate::output::json(rotated);
         return Ok(());
     }
     let Rotated { node, seconds, .. } = rotated;
@@ -275,12 +276,6 @@ fn refused(node: &str, error: &kube::Error) -> LabError {
         )),
         other => LabError::invalid(format!("the Kubernetes API cannot be asked about node {node}: {other}")),
     }
-}
-
-fn note(line: &str) {
-    use std::io::Write as _;
-    // Nobody reading the progress is no reason to stop.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[cfg(test)]

@@ -1,18 +1,24 @@
-//! `isthmus status`: what each apiserver and each agent says of itself, side by side.
+//! `isthmus status`: what each apiserver and each agent says of itself, side by side; or, of clusters that are reached
+//! through their Kubernetes APIs, what those tell.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use clustermesh_apiserver::status::{ApiserverStatus, PolicyStatus};
-use comfy_table::{Table, presets};
 use futures::future::join_all;
 use isthmus_lab::names::LabName;
 use isthmus_lab::state::StateDir;
-use isthmus_lab::{LabError, Result, status};
+use isthmus_lab::{Result, status};
 use isthmus_node_agent::policy::PolicySummary;
 use isthmus_node_agent::status::AgentStatus;
 use serde::Serialize;
+
+use crate::Failure;
+use crate::mesh::contexts::KubeArgs;
+use crate::mesh::status::Request;
+use crate::output::{age, duration, json, table, word};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -20,12 +26,28 @@ use serde::Serialize;
   isthmus status
   isthmus status --lab global-service -o json
 
+  # Of real clusters, through their Kubernetes APIs
+  isthmus status --context kind-alpha,kind-beta
+  isthmus status --context kind-alpha --wait --wait-duration 10m
+
   # On a node, or in a pod, of a real cluster
   isthmus status --agent-socket /run/isthmus/agent.sock
   isthmus status --apiserver-socket /run/isthmus/apiserver.sock
 
+With nothing said it is the lab that is kept, or the current context where there is none.
 The exit status is not zero when something is not well.")]
 pub(crate) struct StatusArgs {
+    /// Contexts of the kubeconfig, separated by commas
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["lab", "apiserver_socket", "agent_socket"])]
+    context: Vec<String>,
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// Wait until all is well
+    #[arg(long, conflicts_with_all = ["lab", "apiserver_socket", "agent_socket"])]
+    wait: bool,
+    /// How long to wait: 30s, 5m, 1h
+    #[arg(long, default_value = "5m", value_parser = duration)]
+    wait_duration: Duration,
     /// Which lab; the only one there is when left out
     #[arg(long, conflicts_with_all = ["apiserver_socket", "agent_socket"])]
     lab: Option<LabName>,
@@ -58,17 +80,33 @@ struct MeshStatus {
 }
 
 /// Asks, prints, and says by its exit status whether all is well.
-pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
+pub(crate) async fn run(args: StatusArgs) -> std::result::Result<ExitCode, Failure> {
+    if args.means_kubernetes() {
+        let contexts = args.kube.contexts()?;
+        let names = if args.context.is_empty() { vec![contexts.current()?] } else { args.context };
+        let wait = args.wait.then_some(args.wait_duration);
+        let request = Request { names, wait, json: matches!(args.output, Output::Json) };
+        return Ok(crate::mesh::status::run(&contexts, &request).await?);
+    }
     let (apiservers, agents) = sockets(&args)?;
     let mesh = MeshStatus::ask(&apiservers, &agents).await;
     match args.output {
-        Output::Json => {
-            let text = serde_json::to_string_pretty(&mesh).map_err(|e| LabError::invalid(e.to_string()))?;
-            say!("{text}");
-        }
+        Output::Json => json(&mesh),
         Output::Table => print(&mesh),
     }
     Ok(if mesh.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl StatusArgs {
+    fn means_kubernetes(&self) -> bool {
+        if self.lab.is_some() || !self.apiserver_socket.is_empty() || !self.agent_socket.is_empty() {
+            return false;
+        }
+        !self.context.is_empty()
+            || self.wait
+            || self.kube.kubeconfig.is_some()
+            || isthmus_lab::state::labs().is_empty()
+    }
 }
 
 fn sockets(args: &StatusArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
@@ -78,7 +116,7 @@ fn sockets(args: &StatusArgs) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let lab = crate::lab::choose(args.lab.clone())?;
     let dir = StateDir::of(&lab);
     let state = dir.read()?;
-    let apiservers = state.clusters.iter().map(|c| dir.apiserver_socket(&c.name)).collect();
+    let apiservers = state.clusters.iter().flat_map(|c| dir.apiserver_sockets(c)).collect();
     let nodes =
         state.clusters.iter().flat_map(|c| c.nodes.iter().map(|node| dir.agent_socket(&c.name, node)));
     Ok((apiservers, nodes.collect()))
@@ -303,45 +341,14 @@ fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-    }
-    table
-}
-
 fn state(state: isthmus_node_agent::status::ClusterState) -> String {
     // As in JSON, so that both can be searched for alike.
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn word(holds: bool, yes: &str, no: &str) -> String {
-    if holds { yes } else { no }.to_owned()
-}
-
-/// Seconds since all was last known to be complete.
-fn age(seconds: Option<f64>) -> String {
-    match seconds {
-        None => "never".into(),
-        Some(s) if s < 1.0 => format!("{:.0}ms", s * 1e3),
-        Some(s) if s < 120.0 => format!("{s:.0}s"),
-        Some(s) => format!("{:.0}m", s / 60.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ages_are_short() {
-        assert_eq!(age(None), "never");
-        assert_eq!(age(Some(0.012)), "12ms");
-        assert_eq!(age(Some(61.0)), "61s");
-        assert_eq!(age(Some(600.0)), "10m");
-    }
 
     #[test]
     fn amounts_have_a_unit() {

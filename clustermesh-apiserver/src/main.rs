@@ -5,14 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use clustermesh_apiserver::daemon;
 use clustermesh_apiserver::flags::Flags;
-use isthmus_daemon::LoopbackAddr;
 
 fn main() -> ExitCode {
-    // `clustermesh-apiserver probe readyz`, in a pod.
-    let usual_health = LoopbackAddr::ipv4(9880);
-    if let Some(outcome) = isthmus_daemon::probe(std::env::args_os(), usual_health) {
-        return outcome;
-    }
     let flags = Flags::parse();
     if let Err(error) = isthmus_daemon::init_logging(flags.log_format, &flags.log_level) {
         return fail(format_args!("--log-level {}: {error}", flags.log_level));

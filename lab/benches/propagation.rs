@@ -15,7 +15,7 @@ use isthmus_kvstore::Section;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::reader::{Reader, ReaderConfig, SectionEvent};
 use isthmus_lab::names::{Families, LabName};
-use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Store};
+use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Peering, Store};
 use isthmus_lab::{Lab, cleanup};
 use isthmus_node_agent::status::Applied;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -52,6 +52,7 @@ fn spec(name: LabName) -> LabSpec {
         name: name.into(),
         id,
         nodes: vec![format!("{name}-node1")],
+        replicas: 1,
         peers: vec![peer.into()],
     };
     LabSpec {
@@ -61,6 +62,9 @@ fn spec(name: LabName) -> LabSpec {
         store: if std::env::var("STORE").is_ok_and(|s| s == "etcd") { Store::Etcd } else { Store::Memory },
         max_connected_clusters: 255,
         encryption: Encryption::default(),
+        peering: Peering::default(),
+        connected: true,
+        drain_grace: None,
         mesh: true,
         clusters: vec![cluster("alpha", 1, "beta"), cluster("beta", 2, "alpha")],
     }

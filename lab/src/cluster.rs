@@ -1,21 +1,25 @@
-//! One cluster of a lab: its Kubernetes API, its clustermesh-apiserver, its nodes.
+//! One cluster of a lab: its Kubernetes API, its clustermesh-apiservers, its nodes.
+
+mod agents;
+mod apiservers;
+mod files;
+mod secrets;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use clustermesh_apiserver::pki::Client;
 use ipnet::IpNet;
 
 use crate::error::{LabError, Result};
 use crate::kube_api::KubeApi;
 use crate::lab::Ground;
-use crate::pki::{Authority, CertFiles};
-use crate::process::{Launch, Process};
-use crate::spec::{ClusterSpec, Encryption, LabSpec, Store};
-use crate::state::{self, read_json};
+use crate::process::Launch;
+use crate::projection::Projections;
+use crate::spec::{ClusterSpec, LabSpec};
+use crate::state::read_json;
 use crate::topology::{CONTROL_PLANE, ClusterNet};
 use crate::{controllers, crds, forwarder, http, kubelet, programs, rbac, status, wait};
 
@@ -25,11 +29,13 @@ pub struct Cluster {
     net: ClusterNet,
     api: KubeApi,
     ground: Arc<Ground>,
+    /// Certificates as files, once somebody issues them.
+    projections: OnceLock<Projections>,
 }
 
 /// Where the gateway listens.
 const GATEWAY: u16 = 2379;
-/// Where etcd listens, on the control plane's loopback.
+/// Where etcd listens, on the control plane's host.
 const ETCD: u16 = 12379;
 /// Time a daemon has to become ready.
 const READY: Duration = Duration::from_secs(60);
@@ -53,7 +59,7 @@ impl Cluster {
         .await?;
         crds::install(&api.client).await?;
         rbac::install(&api.client).await?;
-        Ok(Self { spec: spec.clone(), net, api, ground: Arc::clone(ground) })
+        Ok(Self { spec: spec.clone(), net, api, ground: Arc::clone(ground), projections: OnceLock::new() })
     }
 
     /// Its name.
@@ -86,28 +92,72 @@ impl Cluster {
         self.ground.state.agent_socket(self.name(), node)
     }
 
-    /// The status socket of its clustermesh-apiserver.
-    pub fn apiserver_socket(&self) -> PathBuf {
-        self.ground.state.apiserver_socket(self.name())
+    /// The status socket of a clustermesh-apiserver, from 0.
+    pub fn apiserver_socket(&self, replica: usize) -> PathBuf {
+        self.ground.state.apiserver_socket(self.name(), replica)
     }
 
-    /// Whether the clustermesh-apiserver says that it is connected to a peer.
+    /// The names of its clustermesh-apiservers: `<cluster>/clustermesh-apiserver`, or with a number each where there are
+    /// several.
+    pub fn apiservers(&self) -> Vec<String> {
+        (0..self.spec.replicas).map(|replica| format!("{}/{}", self.name(), self.replica(replica))).collect()
+    }
+
+    fn replica(&self, replica: usize) -> String {
+        match self.spec.replicas {
+            1 => programs::APISERVER.to_owned(),
+            _ => format!("{}-{replica}", programs::APISERVER),
+        }
+    }
+
+    /// Whether a clustermesh-apiserver says that it is connected to a peer. One that cannot be asked says nothing, and with
+    /// etcd behind them the leader alone is connected.
     ///
     /// # Errors
-    /// In words: when it does not answer, or has no such peer.
+    /// In words: when none answers, or none has such a peer.
     pub async fn peer_connected(&self, peer: &str) -> Result<bool, String> {
-        let status = status::apiserver(&self.apiserver_socket()).await.map_err(|e| e.to_string())?;
-        let found = status.peers.iter().find(|p| p.name == peer);
-        found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
+        let asked = (0..self.spec.replicas).map(|replica| async move {
+            let status =
+                status::apiserver(&self.apiserver_socket(replica)).await.map_err(|e| e.to_string())?;
+            let found = status.peers.iter().find(|p| p.name == peer);
+            found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
+        });
+        let answers = futures::future::join_all(asked).await;
+        match answers.iter().any(|answer| *answer == Ok(true)) {
+            true => Ok(true),
+            false if answers.contains(&Ok(false)) => Ok(false),
+            false => answers.into_iter().next().unwrap_or_else(|| Err("it has no apiserver".into())),
+        }
+    }
+
+    /// The clustermesh-apiserver that leads.
+    pub(crate) async fn leader(&self) -> Result<String> {
+        wait::until(format!("{} to have an apiserver that leads", self.name()), READY, || async {
+            for (replica, name) in self.apiservers().into_iter().enumerate() {
+                // One that does not answer does not lead for long.
+                if status::apiserver(&self.apiserver_socket(replica)).await.is_ok_and(|status| status.leading)
+                {
+                    return Ok(name);
+                }
+            }
+            Err("none says that it does")
+        })
+        .await
+    }
+
+    /// The clustermesh-apiserver that a node's agent reads from.
+    pub(crate) async fn gateway_of(&self, node: &str) -> Result<String> {
+        let status = status::agent(&self.agent_socket(node)).await?;
+        let endpoint = status.gateway.endpoint.unwrap_or_default();
+        let position = self.gateways().iter().position(|gateway| endpoint.contains(&gateway.to_string()));
+        let position = position.ok_or_else(|| {
+            LabError::invalid(format!("{}/{node} reads from {endpoint:?}, which is no gateway", self.name()))
+        })?;
+        Ok(self.apiservers().swap_remove(position))
     }
 
     pub(crate) fn real_kubernetes(&self) -> bool {
         self.api.real()
-    }
-
-    /// The folder with its peers' files.
-    pub fn peers_dir(&self) -> PathBuf {
-        self.ground.state.cluster(self.name()).join("peers")
     }
 
     /// The node on which a pod runs, as the kubelet wrote it down; waits for nothing.
@@ -147,184 +197,22 @@ impl Cluster {
         Ok(())
     }
 
-    /// Certificates, peer files and kubeconfigs of the daemons.
-    pub(crate) fn prepare_mesh(&self, pki: &Authority, lab: &LabSpec, all: &[Cluster]) -> Result<()> {
-        let addresses: Vec<String> =
-            self.net.plan.control_plane().iter().map(|a| a.addr().to_string()).collect();
-        pki.gateway(&format!("{}-gateway", self.name()), &addresses)?;
-        pki.mesh_client(Client::Admin(self.name()))?;
-        pki.mesh_client(Client::Local(self.name()))?;
-        let remote = pki.mesh_client(Client::Remote(self.name()))?;
-        for peer in &self.spec.peers {
-            let other = all.iter().find(|c| c.name() == peer);
-            let other =
-                other.ok_or_else(|| LabError::invalid(format!("there is no cluster {peer} to join")))?;
-            other.write_client_config(&self.peers_dir().join(peer), pki, &remote)?;
-        }
-        let agent = pki.mesh_client(Client::Agent(self.name()))?;
-        let dir = self.ground.state.cluster(self.name());
-        self.api.kubeconfig(&dir.join("apiserver.kubeconfig"), self.name(), rbac::APISERVER_USER, &[])?;
-        for node in self.nodes() {
-            self.write_client_config(&dir.join(node).join("gateway.yaml"), pki, &agent)?;
-        }
-        self.api.kubeconfig(&dir.join("agent.kubeconfig"), self.name(), rbac::AGENT_USER, &[])?;
-        if lab.store == Store::Etcd {
-            let config = format!("endpoints:\n- http://127.0.0.1:{ETCD}\n");
-            state::write_whole(&dir.join("etcd.yaml"), config.as_bytes())?;
-        }
-        Ok(())
+    /// Where its gateways are reached by peers, the first replica's first.
+    pub fn gateways(&self) -> Vec<SocketAddr> {
+        let of = |replica| SocketAddr::new(self.net.plan.apiserver(replica)[0].addr(), GATEWAY);
+        (0..self.spec.replicas).map(of).collect()
     }
 
-    /// An etcd client configuration for this cluster's gateway.
-    fn write_client_config(&self, path: &std::path::Path, pki: &Authority, client: &CertFiles) -> Result<()> {
-        let gateway = self.gateway();
-        let text = format!(
-            "endpoints:\n- https://{gateway}\ntrusted-ca-file: {}\nkey-file: {}\ncert-file: {}\n",
-            pki.ca().display(),
-            client.key.display(),
-            client.certificate.display(),
-        );
-        state::write_whole(path, text.as_bytes())
-    }
-
-    /// Where its gateway is reached by peers.
-    pub fn gateway(&self) -> SocketAddr {
-        SocketAddr::new(self.net.plan.control_plane()[0].addr(), GATEWAY)
-    }
-
-    /// Opens a door on the root namespace's loopback to its gateway, and returns a client configuration that goes
+    /// Opens a door on the root namespace's loopback to its first gateway, and returns a client configuration that goes
     /// through it as the cluster's administrator.
     ///
     /// # Errors
     /// When no port can be had.
     pub async fn gateway_door(&self) -> Result<String> {
-        let door =
-            forwarder::forward(self.net.control_plane.clone(), self.gateway(), self.ground.stop.clone())
-                .await?;
-        let pki = self.ground.state.path().join("pki");
-        let file = |name: String| pki.join(name).display().to_string();
-        Ok(format!(
-            "endpoints:\n- https://{door}\ntrusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
-            file("ca.crt".into()),
-            file(format!("admin-{}.crt", self.name())),
-            file(format!("admin-{}.key", self.name())),
-        ))
-    }
-
-    pub(crate) async fn start_apiserver(&self, lab: &LabSpec) -> Result<()> {
-        let dir = self.ground.state.cluster(self.name());
-        let pki = self.ground.state.path().join("pki");
-        if lab.store == Store::Etcd {
-            self.start_etcd().await?;
-        }
-        let name = format!("{}/{}", self.name(), programs::APISERVER);
-        let mut flags = Flags::default();
-        flags.add("--cluster-name", self.name());
-        flags.add("--cluster-id", self.id().to_string());
-        flags.add("--max-connected-clusters", lab.max_connected_clusters.to_string());
-        flags.add("--kubeconfig", dir.join("apiserver.kubeconfig"));
-        flags.add("--source", "kubernetes");
-        flags.add("--peers-dir", self.peers_dir());
-        flags.add("--listen", format!("[::]:{GATEWAY}"));
-        flags.add("--tls-cert", pki.join(format!("{}-gateway.crt", self.name())));
-        flags.add("--tls-key", pki.join(format!("{}-gateway.key", self.name())));
-        flags.add("--tls-client-ca", pki.join("ca.crt"));
-        flags.add("--store", lab.store.as_str());
-        if lab.store == Store::Etcd {
-            flags.add("--etcd-config", dir.join("etcd.yaml"));
-        }
-        flags.add("--health-address", "127.0.0.1:9880");
-        flags.add("--metrics-address", "127.0.0.1:9962");
-        flags.add("--api-socket", self.apiserver_socket());
-        self.ground
-            .run(self.control_plane_launch(&name, programs::ours(programs::APISERVER)?, flags))
-            .await?;
-        self.wait_ready(&name).await
-    }
-
-    async fn start_etcd(&self) -> Result<()> {
-        let name = format!("{}/etcd", self.name());
-        let peer = format!("http://127.0.0.1:{}", ETCD + 1);
-        let client = format!("http://127.0.0.1:{ETCD}");
-        let mut flags = Flags::default();
-        flags.add("--name", self.name());
-        flags.add("--data-dir", self.ground.state.cluster(self.name()).join("etcd"));
-        flags.add("--listen-client-urls", &client);
-        flags.add("--advertise-client-urls", &client);
-        flags.add("--listen-peer-urls", &peer);
-        flags.add("--initial-advertise-peer-urls", &peer);
-        flags.add("--initial-cluster", format!("{}={peer}", self.name()));
-        // Distinct ids for distinct clusters, as readers expect.
-        flags.add("--initial-cluster-token", format!("isthmus-{}-{}", self.ground.name, self.name()));
-        // The lab's folder is in memory, and a lab does not outlive the machine.
-        flags.0.push("--unsafe-no-fsync".into());
-        let launch = self.control_plane_launch(&name, programs::machines("etcd", "etcd-server")?, flags);
-        self.ground.run(launch).await?;
-        self.wait_ready(&name).await
-    }
-
-    pub(crate) async fn start_agents(&self, lab: &LabSpec) -> Result<()> {
-        let dir = self.ground.state.cluster(self.name());
-        let mut names = Vec::new();
-        for (i, node) in self.spec.nodes.iter().enumerate() {
-            if lab.encryption != Encryption::Off {
-                self.start_device(i, node).await?;
-            }
-            let mut flags = Flags::default();
-            flags.add("--cluster-name", self.name());
-            flags.add("--cluster-id", self.id().to_string());
-            flags.add("--max-connected-clusters", lab.max_connected_clusters.to_string());
-            flags.add("--node-name", node);
-            flags.add("--kubeconfig", dir.join("agent.kubeconfig"));
-            flags.add("--gateway-config", dir.join(node).join("gateway.yaml"));
-            flags.add("--bpf-fs", self.ground.state.bpf().join(self.name()).join(node));
-            flags.add("--cgroup-root", self.ground.cgroup.join(self.name()).join(node));
-            flags.0.push("--kube-proxy-replacement".into());
-            flags.add("--health-address", "127.0.0.1:9879");
-            flags.add("--metrics-address", "127.0.0.1:9963");
-            flags.add("--api-socket", self.agent_socket(node));
-            flags.add("--state-dir", self.ground.state.agent_state(self.name(), node));
-            match lab.encryption {
-                Encryption::Off => flags.add("--encryption", "off"),
-                Encryption::On | Encryption::Strict => {
-                    // The one that every machine has.
-                    flags.add("--wireguard", "user");
-                    flags.add("--wireguard-uapi-dir", self.ground.state.wireguard(self.name(), node));
-                }
-            }
-            if lab.encryption == Encryption::Strict {
-                flags.0.push("--encryption-strict".into());
-            }
-            let process = self.run_on(i, node, programs::NODE_AGENT, flags).await?;
-            names.push(process.name().to_owned());
-        }
-        futures::future::try_join_all(names.iter().map(|name| self.wait_ready(name))).await?;
-        Ok(())
-    }
-
-    /// The node's WireGuard device: a process of its own, so that traffic flows on while the agent is replaced.
-    async fn start_device(&self, i: usize, node: &str) -> Result<()> {
-        let mut flags = Flags::default();
-        flags.add("--uapi-dir", self.ground.state.wireguard(self.name(), node));
-        flags.add("--metrics-address", "127.0.0.1:9964");
-        self.run_on(i, node, programs::WIREGUARD, flags).await?;
-        Ok(())
-    }
-
-    /// Starts one of our programs where systemd would have it: on the node, but not in a pod.
-    async fn run_on(&self, i: usize, node: &str, program: &str, flags: Flags) -> Result<Process> {
-        let name = format!("{}/{node}/{program}", self.name());
-        let launch = Launch {
-            name: name.clone(),
-            program: programs::ours(program)?,
-            args: flags.0,
-            env: Default::default(),
-            netns: self.net.nodes[i].path(),
-            cgroup: self.ground.cgroup.join(self.name()).join(node).join("system").join(program),
-            hostname: Some(node.to_owned()),
-            log: self.ground.state.log(&name),
-        };
-        self.ground.run(launch).await
+        let (host, gateway) = (self.net.control_plane.clone(), self.gateways()[0]);
+        let door = forwarder::forward(host, gateway, self.ground.stop.clone()).await?;
+        let dir = self.ground.state.admin_certificate(self.name());
+        Ok(client_config(&[format!("https://{door}")], &dir))
     }
 
     /// Waits until a daemon answers that it is ready.
@@ -369,8 +257,11 @@ impl Cluster {
         let parts: Vec<&str> = daemon.split('/').collect();
         let position = |node: &str| self.spec.nodes.iter().position(|n| n == node);
         match parts.as_slice() {
-            [_, programs::APISERVER] => Ok((self.net.control_plane.clone(), local(9880), "/readyz")),
-            [_, "etcd"] => Ok((self.net.control_plane.clone(), local(ETCD), "/health")),
+            [_, "etcd"] => Ok((self.net.control_plane.clone(), self.etcd(), "/health")),
+            [_, replica] if self.replica_number(replica).is_some() => {
+                let number = self.replica_number(replica).unwrap_or_default();
+                Ok((self.net.apiservers[number].clone(), local(9880), "/readyz"))
+            }
             [_, node, programs::NODE_AGENT] if position(node).is_some() => {
                 Ok((self.net.nodes[position(node).unwrap_or_default()].clone(), local(9879), "/readyz"))
             }
@@ -378,19 +269,36 @@ impl Cluster {
         }
     }
 
-    fn control_plane_launch(&self, name: &str, program: PathBuf, flags: Flags) -> Launch {
+    fn replica_number(&self, name: &str) -> Option<usize> {
+        (0..self.spec.replicas).find(|replica| self.replica(*replica) == name)
+    }
+
+    /// A program of the cluster's own, on the host of a clustermesh-apiserver.
+    fn control_plane_launch(&self, name: &str, host: usize, program: PathBuf, flags: Flags) -> Launch {
         let last = name.rsplit('/').next().unwrap_or(name);
         Launch {
             name: name.to_owned(),
             program,
             args: flags.0,
             env: Default::default(),
-            netns: self.net.control_plane.path(),
+            netns: self.net.apiservers[host].path(),
             cgroup: self.ground.cgroup.join(self.name()).join(CONTROL_PLANE).join(last),
             hostname: Some(format!("{}-{CONTROL_PLANE}", self.name())),
             log: self.ground.state.log(name),
         }
     }
+}
+
+/// An etcd client's configuration, with the certificate of a folder.
+fn client_config(endpoints: &[String], certificate: &std::path::Path) -> String {
+    let endpoints: String = endpoints.iter().map(|endpoint| format!("- {endpoint}\n")).collect();
+    let file = |name| certificate.join(name).display().to_string();
+    format!(
+        "endpoints:\n{endpoints}trusted-ca-file: {}\ncert-file: {}\nkey-file: {}\n",
+        file("ca.crt"),
+        file("tls.crt"),
+        file("tls.key"),
+    )
 }
 
 /// `--flag value` pairs.

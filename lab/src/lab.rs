@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::{try_join, try_join_all};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use tokio_util::sync::CancellationToken;
@@ -15,14 +16,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::Cluster;
 use crate::error::{Doing, LabError, Result};
-use crate::names::{ClusterPlan, LabName};
+use crate::names::LabName;
 use crate::netns::NetNs;
-use crate::pki::Authority;
+use crate::pki::{self, Authority};
 use crate::process::{Launch, Process};
-use crate::spec::{Encryption, LabSpec};
+use crate::spec::{Encryption, LabSpec, Peering};
 use crate::state::{ClusterState, LabState, ProcessId, StateDir};
 use crate::topology::Wan;
-use crate::{cgroup, cleanup, programs};
+use crate::{cgroup, cleanup, programs, scenario};
 
 /// A running lab. Dropping it removes everything it made; [`Lab::down`] does so without blocking the runtime.
 pub struct Lab {
@@ -65,34 +66,67 @@ impl Lab {
         progress: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Self> {
         progress("namespaces, bridges and the router between the clusters");
-        let plans: Vec<(String, ClusterPlan, Vec<String>)> = spec
-            .clusters
-            .iter()
-            .enumerate()
-            .map(|(i, c)| (c.name.clone(), ClusterPlan::new(i, spec.families), c.nodes.clone()))
-            .collect();
-        let (wan, nets) = Wan::build(&ground.name, &plans).await?;
+        let (wan, nets) = Wan::build(&ground.name, spec.families, &spec.clusters).await?;
 
         progress("a Kubernetes API for each cluster");
         let starting =
             nets.into_iter().zip(&spec.clusters).map(|(net, c)| Cluster::start(ground, &spec, c, net));
-        let clusters = futures::future::try_join_all(starting).await?;
+        let clusters = try_join_all(starting).await?;
+        let kubeconfigs: Vec<_> = clusters.iter().map(|c| ground.state.kubeconfig(c.name())).collect();
+        pki::merge_kubeconfigs(&ground.state.all_kubeconfig(), &kubeconfigs)?;
 
         progress("nodes, kubelets and controllers");
-        futures::future::try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
+        try_join_all(clusters.iter().map(Cluster::start_roles)).await?;
 
         if spec.mesh {
-            progress("a clustermesh-apiserver for each cluster, joined by mutual TLS");
-            let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
-            for cluster in &clusters {
-                cluster.prepare_mesh(&pki, &spec, &clusters)?;
+            match spec.peering {
+                Peering::Secrets => Self::raise_mesh(&spec, &clusters, progress).await?,
+                Peering::Files => Self::raise_mesh_of_files(&spec, &clusters, ground, progress).await?,
             }
-            futures::future::try_join_all(clusters.iter().map(|c| c.start_apiserver(&spec))).await?;
-
-            progress("a node-agent on each node");
-            futures::future::try_join_all(clusters.iter().map(|c| c.start_agents(&spec))).await?;
         }
         Ok(Self { spec, wan, clusters, ground: Arc::clone(ground) })
+    }
+
+    async fn raise_mesh(
+        spec: &LabSpec,
+        clusters: &[Cluster],
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<()> {
+        progress("clustermesh-apiservers, and an authority of its own for each cluster");
+        try_join_all(clusters.iter().map(async |cluster| {
+            cluster.prepare_secrets().await?;
+            cluster.start_apiservers(spec).await
+        }))
+        .await?;
+        progress("a node-agent on each node, and a Secret for each peer");
+        let agents = try_join_all(clusters.iter().map(async |cluster| {
+            cluster.certificates_shown().await?;
+            cluster.start_agents(spec).await
+        }));
+        let joined = async {
+            try_join_all(clusters.iter().map(|cluster| cluster.join(spec, clusters))).await?;
+            match spec.connected {
+                true => try_join_all(clusters.iter().map(Cluster::joined)).await.map(drop),
+                false => Ok(()),
+            }
+        };
+        try_join(agents, joined).await.map(drop)
+    }
+
+    async fn raise_mesh_of_files(
+        spec: &LabSpec,
+        clusters: &[Cluster],
+        ground: &Ground,
+        progress: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<()> {
+        progress("clustermesh-apiservers, joined by files and one authority");
+        let pki = Authority::create("Isthmus lab CA", &ground.state.path().join("pki"))?;
+        for cluster in clusters {
+            cluster.write_files(&pki, clusters)?;
+        }
+        try_join_all(clusters.iter().map(|c| c.start_apiservers(spec))).await?;
+        progress("a node-agent on each node");
+        try_join_all(clusters.iter().map(|c| c.start_agents(spec))).await.map(drop)
     }
 
     /// Its name.
@@ -148,13 +182,27 @@ impl Lab {
         self.wan.heal().await
     }
 
-    /// A daemon by name: `<cluster>/kubernetes`, `<cluster>/clustermesh-apiserver`, `<cluster>/etcd`,
+    /// A daemon by name: `<cluster>/kubernetes`, `<cluster>/clustermesh-apiserver`
+    /// (`-0`, `-1`... behind it where there are several), `<cluster>/etcd`,
     /// `<cluster>/<node>/node-agent`.
     ///
     /// # Errors
     /// When there is none; the message lists those there are.
     pub fn daemon(&self, name: &str) -> Result<Process> {
         self.ground.daemon(name)
+    }
+
+    /// A daemon's own name, given that or one of these: `<cluster>/leader`, the clustermesh-apiserver that leads, and
+    /// `<cluster>/<node>/gateway`, the one that the node's agent reads from.
+    ///
+    /// # Errors
+    /// When nobody leads, or the agent reads from none.
+    pub async fn resolve(&self, name: &str) -> Result<String> {
+        match name.split('/').collect::<Vec<_>>().as_slice() {
+            [cluster, scenario::LEADER] => self.cluster(cluster)?.leader().await,
+            [cluster, node, scenario::GATEWAY] => self.cluster(cluster)?.gateway_of(node).await,
+            _ => Ok(name.to_owned()),
+        }
     }
 
     /// Ends a daemon at once, as a crash does.
@@ -208,7 +256,7 @@ impl Lab {
             }
         }
         let spec = LabSpec { encryption: mode, ..self.spec.clone() };
-        futures::future::try_join_all(self.clusters.iter().map(|c| c.start_agents(&spec))).await?;
+        try_join_all(self.clusters.iter().map(|c| c.start_agents(&spec))).await?;
         Ok(())
     }
 
@@ -358,7 +406,12 @@ impl Ground {
             clusters: spec
                 .clusters
                 .iter()
-                .map(|c| ClusterState { name: c.name.clone(), id: c.id, nodes: c.nodes.clone() })
+                .map(|c| ClusterState {
+                    name: c.name.clone(),
+                    id: c.id,
+                    nodes: c.nodes.clone(),
+                    replicas: c.replicas,
+                })
                 .collect(),
         }
     }

@@ -142,6 +142,8 @@ const FIRST_NODE: u8 = 10;
 pub const MAX_CLUSTERS: usize = 50;
 /// See [`MAX_CLUSTERS`].
 pub const MAX_NODES: usize = 200;
+/// Most clustermesh-apiservers of one cluster.
+pub const MAX_REPLICAS: usize = (FIRST_NODE - CONTROL_PLANE) as usize;
 
 /// The addresses of one cluster: `172.20.<n>.0/24` and `fd00:20:<n>::/64` for hosts, `10.<n>.0.0/16` and
 /// `fd00:10:<n>::/48` for pods, `10.<100+n>.0.0/16` and `fd00:96:<n>::/112` for services.
@@ -174,9 +176,16 @@ impl ClusterPlan {
         self.host(1)
     }
 
-    /// Where the Kubernetes API and the clustermesh-apiserver listen.
+    /// Where the Kubernetes API and the first clustermesh-apiserver listen.
     pub fn control_plane(&self) -> Vec<IpNet> {
         self.host(CONTROL_PLANE)
+    }
+
+    /// Where the `replica`th clustermesh-apiserver is, from 0: the first beside the Kubernetes API, each other on a host of
+    /// its own.
+    pub fn apiserver(&self, replica: usize) -> Vec<IpNet> {
+        debug_assert!(replica < MAX_REPLICAS, "scenarios are checked for this");
+        self.host(CONTROL_PLANE + replica as u8)
     }
 
     /// The addresses of the `node`th node, from 0.
@@ -200,11 +209,17 @@ impl ClusterPlan {
             v4([172, 20, self.number, 0], 24),
             IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x20, n, 0, 0, 0, 0, 0), 64)),
         );
-        all.extend(self.families.pick(
+        all.extend(self.cluster_pods());
+        all
+    }
+
+    /// The range that holds the pod ranges of all nodes, for each family.
+    pub fn cluster_pods(&self) -> Vec<IpNet> {
+        let n = u16::from(self.number);
+        self.families.pick(
             v4([10, self.number, 0, 0], 16),
             IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x10, n, 0, 0, 0, 0, 0), 48)),
-        ));
-        all
+        )
     }
 
     /// The service ranges, for the Kubernetes API.
@@ -276,6 +291,8 @@ mod tests {
         let everything = plan.everything();
         let within = |net: &IpNet| everything.iter().any(|e| e.contains(&net.addr()));
         assert!(plan.node(MAX_NODES - 1).iter().all(within));
+        assert!(plan.apiserver(MAX_REPLICAS - 1).iter().all(within));
+        assert_ne!(plan.apiserver(MAX_REPLICAS - 1), plan.node(0));
         assert!(plan.pod_ranges(MAX_NODES - 1).iter().all(within));
         assert_eq!(plan.pod_ranges(1)[0].to_string(), "10.3.1.0/24");
     }

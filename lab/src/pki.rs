@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clustermesh_apiserver::pki::{self, Client, Identity, PkiError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::{Doing, LabError, Result};
 
@@ -106,6 +106,27 @@ pub(crate) fn write_kubeconfig(
         "current-context": cluster,
     });
     write_private(path, config.to_string().as_bytes())
+}
+
+/// Puts the contexts of several kubeconfigs of [`write_kubeconfig`] into one; the first is the current one.
+///
+/// # Errors
+/// When one cannot be read or the file not be written.
+pub(crate) fn merge_kubeconfigs(path: &Path, parts: &[PathBuf]) -> Result<()> {
+    let mut all: Option<Value> = None;
+    for part in parts {
+        let mut config: Value = crate::state::read_json(part)?;
+        let Some(all) = &mut all else {
+            all = Some(config);
+            continue;
+        };
+        for list in ["clusters", "users", "contexts"] {
+            if let (Some(all), Some(more)) = (all[list].as_array_mut(), config[list].as_array_mut()) {
+                all.append(more);
+            }
+        }
+    }
+    write_private(path, all.unwrap_or_default().to_string().as_bytes())
 }
 
 /// Writes a file that only its owner may read.

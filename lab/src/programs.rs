@@ -11,6 +11,8 @@ pub const BIN_DIR_ENV: &str = "ISTHMUS_BIN_DIR";
 pub const LAB_POD: &str = "lab-pod";
 /// The Kubernetes API stand-in.
 pub const KUBE_API: &str = "lab-kube-api";
+/// The command line that users have.
+pub const CLI: &str = "isthmus";
 /// Exporter, relay and gateway.
 pub const APISERVER: &str = "clustermesh-apiserver";
 /// One on every node.
@@ -40,13 +42,20 @@ pub fn ours(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it is not installed; the message names the Debian package.
 pub fn machines(name: &str, package: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
     // A plain user's PATH lacks the folders of system programs.
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(|p| p.is_file())
+    on_path(name)
+        .or_else(|| find(name, ["/usr/sbin", "/sbin", "/usr/local/bin"].map(PathBuf::from)))
         .ok_or_else(|| LabError::Missing(format!("  {name} is not installed: apt-get install -y {package}")))
+}
+
+/// A program as the shell finds it.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    find(name, std::env::split_paths(&path))
+}
+
+fn find(name: &str, folders: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    folders.into_iter().map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
 fn bin_dir() -> Result<PathBuf> {

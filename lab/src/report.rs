@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The whole run.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The scenario's title.
@@ -14,7 +14,7 @@ pub struct Report {
     pub lab: String,
     /// `memory` or `etcd`.
     pub store: String,
-    /// `stand-in` or `kube-apiserver`.
+    /// `stand-in`, `kube-apiserver` or `kind`.
     pub kubernetes: String,
     /// When it began, RFC 3339.
     pub started: String,

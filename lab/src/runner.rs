@@ -1,7 +1,7 @@
 //! Runs the steps of a scenario in a lab, and reports what they found.
 
 mod curl;
-mod objects;
+pub(crate) mod objects;
 mod reach;
 mod traffic;
 mod wire;
@@ -11,19 +11,21 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use futures::future::try_join_all;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
 
 use self::curl::Curl;
-use self::objects::Object;
 pub(crate) use self::objects::kind;
 use self::reach::{RunningAttempts, RunningFlow};
 use self::traffic::Traffic;
-use crate::error::{Doing, LabError, Result};
+use crate::cluster::Cluster;
+use crate::command;
+use crate::error::{LabError, Result};
+use crate::kind::Kind;
+use crate::kubectl::Metadata;
 use crate::lab::Lab;
+use crate::platform::Platform;
 use crate::process::tail;
 use crate::report::{LogTail, Report, StepReport, Tally};
-use crate::scenario::{Exec, Observe, Request, Scenario, Status, Step, Verb};
+use crate::scenario::{Annotate, Apply, Connect, Exec, Observe, Request, Scenario, Status, Step, Verb};
 use crate::wait;
 
 /// Who listens while a scenario runs.
@@ -53,28 +55,58 @@ impl Audience for Silent {
 
 /// Applies the manifests and goes through the steps, up to the first whose expectation does not hold.
 pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mut dyn Audience) -> Report {
+    let report = Report {
+        lab: lab.name().to_string(),
+        store: lab.spec().store.as_str().to_owned(),
+        kubernetes: lab.kubernetes().to_owned(),
+        ..begun(scenario, raised)
+    };
+    go_through(Platform::Lab(lab), scenario, report, audience).await
+}
+
+/// As [`run`], on kind.
+pub async fn run_on_kind(
+    kind: &Kind,
+    scenario: &Scenario,
+    raised: Duration,
+    audience: &mut dyn Audience,
+) -> Report {
+    let report = Report {
+        lab: kind.name().to_string(),
+        store: scenario.store.as_str().to_owned(),
+        kubernetes: "kind".to_owned(),
+        ..begun(scenario, raised)
+    };
+    go_through(Platform::Kind(kind), scenario, report, audience).await
+}
+
+fn begun(scenario: &Scenario, raised: Duration) -> Report {
+    Report {
+        title: scenario.title.clone(),
+        started: Utc::now().to_rfc3339(),
+        raised_ms: raised.as_secs_f64() * 1e3,
+        passed: true,
+        ..Report::default()
+    }
+}
+
+async fn go_through(
+    platform: Platform<'_>,
+    scenario: &Scenario,
+    mut report: Report,
+    audience: &mut dyn Audience,
+) -> Report {
     let mut runner = Runner {
-        lab,
+        platform,
         scenario,
         traffic: BTreeMap::new(),
         flows: BTreeMap::new(),
         attempts: BTreeMap::new(),
         before: BTreeMap::new(),
+        found: BTreeMap::new(),
         node: None,
     };
     let started = Instant::now();
-    let mut report = Report {
-        title: scenario.title.clone(),
-        lab: lab.name().to_string(),
-        store: lab.spec().store.as_str().to_owned(),
-        kubernetes: lab.kubernetes().to_owned(),
-        started: Utc::now().to_rfc3339(),
-        raised_ms: raised.as_secs_f64() * 1e3,
-        steps_ms: 0.0,
-        passed: true,
-        steps: Vec::new(),
-        logs: Vec::new(),
-    };
     // The manifests come first, as a step of their own that no file writes down.
     let manifests = (!scenario.manifests.is_empty()).then_some(None);
     for (i, step) in manifests.into_iter().chain(scenario.steps.iter().map(Some)).enumerate() {
@@ -95,7 +127,7 @@ pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mu
         report.steps.push(done);
         if !passed {
             report.passed = false;
-            report.logs = runner.logs();
+            report.logs = runner.logs().await;
             break;
         }
     }
@@ -104,14 +136,22 @@ pub async fn run(lab: &Lab, scenario: &Scenario, raised: Duration, audience: &mu
     report
 }
 
+/// How much of a log is shown when a step has failed.
+const LOG_LINES: usize = 30;
+
+/// Time for the checks that `isthmus connect` makes before it does anything.
+const LONGEST_CHECK: Duration = Duration::from_secs(30);
+
 struct Runner<'a> {
-    lab: &'a Lab,
+    platform: Platform<'a>,
     scenario: &'a Scenario,
     traffic: BTreeMap<String, Traffic>,
     flows: BTreeMap<String, RunningFlow>,
     attempts: BTreeMap<String, RunningAttempts>,
     /// Who answered a traffic's requests before the next change.
     before: BTreeMap<String, BTreeSet<String>>,
+    /// Which daemons were meant by words such as `alpha/leader` when something was done to them.
+    found: BTreeMap<String, String>,
     /// Where the last client was, as `cluster/node`.
     node: Option<String>,
 }
@@ -149,48 +189,21 @@ impl Runner<'_> {
     }
 
     async fn act(&mut self, verb: &Verb, report: &mut StepReport) -> Result<()> {
-        let lab = self.lab;
+        let platform = self.platform;
         match verb {
             Verb::Apply(apply) => self.apply(apply).await,
-            Verb::Annotate(a) => {
-                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("annotations", &a.set))
-                    .await
+            Verb::Annotate(a) => self.set(Metadata::Annotations, a).await,
+            Verb::Label(a) => self.set(Metadata::Labels, a).await,
+            Verb::Scale(s) => {
+                each(&s.clusters, |c| platform.scale(c, &s.deployment, &s.namespace, s.replicas)).await
             }
-            Verb::Label(a) => {
-                self.merge(&a.clusters, &a.object, &a.namespace, objects::metadata("labels", &a.set)).await
-            }
-            Verb::Scale(scale) => {
-                try_join_all(scale.clusters.iter().map(|cluster| async move {
-                    let api: kube::Api<k8s_openapi::api::apps::v1::Deployment> =
-                        kube::Api::namespaced(lab.cluster(cluster)?.client(), &scale.namespace);
-                    let patch = Patch::Merge(json!({"spec": {"replicas": scale.replicas}}));
-                    let scaled = api.patch_scale(&scale.deployment, &PatchParams::default(), &patch).await;
-                    scaled.map(drop).doing(|| format!("scaling deployment {} in {cluster}", scale.deployment))
-                }))
-                .await?;
-                Ok(())
-            }
-            Verb::Delete(delete) => {
-                try_join_all(delete.clusters.iter().map(|cluster| async {
-                    let client = lab.cluster(cluster)?.client();
-                    Object::find(client, &delete.object, &delete.namespace).await?.delete().await
-                }))
-                .await?;
-                Ok(())
-            }
-            Verb::Wait(wanted) => {
-                try_join_all(wanted.clusters.iter().map(|cluster| async move {
-                    let client = lab.cluster(cluster)?.client();
-                    let object = Object::find(client, &wanted.object, &wanted.namespace).await?;
-                    let what = format!("{} in {cluster}", wanted.object);
-                    wait::until(what, wanted.within, || object.is(wanted.until)).await
-                }))
-                .await?;
-                Ok(())
+            Verb::Delete(d) => each(&d.clusters, |c| platform.delete(c, &d.object, &d.namespace)).await,
+            Verb::Wait(w) => {
+                each(&w.clusters, |c| platform.wait(c, &w.object, &w.namespace, &w.until, w.within)).await
             }
             Verb::Request(request) => self.request(request, report).await,
             Verb::Traffic(t) => {
-                let curl = Curl::new(self.lab, &t.target).await?;
+                let curl = Curl::new(self.platform, &t.target).await?;
                 self.node = Some(format!("{}/{}", t.target.from.cluster, curl.node()));
                 self.traffic.insert(t.name.clone(), Traffic::start(curl, t.rate));
                 Ok(())
@@ -211,19 +224,21 @@ impl Runner<'_> {
             Verb::Observe(observe) => self.observe(observe, report).await,
             Verb::Exec(exec) => self.exec(exec).await,
             Verb::Partition(p) => {
-                lab.cut(&p.from, &p.to).await?;
-                if p.one_way { Ok(()) } else { lab.cut(&p.to, &p.from).await }
+                platform.cut(&p.from, &p.to).await?;
+                if p.one_way { Ok(()) } else { platform.cut(&p.to, &p.from).await }
             }
-            Verb::Heal => lab.heal().await,
-            Verb::Kill(daemon) => lab.kill(daemon).await,
-            Verb::Pause(daemon) => lab.pause(daemon),
-            Verb::Resume(daemon) => lab.resume(daemon),
-            Verb::Restart(daemon) => lab.restart(daemon).await,
+            Verb::Heal => platform.heal().await,
+            Verb::Kill(daemon) => platform.lab()?.kill(&self.find(daemon).await?).await,
+            Verb::Pause(daemon) => platform.pause(&self.find(daemon).await?).await,
+            Verb::Resume(daemon) => platform.resume(&self.found(daemon).await?).await,
+            Verb::Restart(daemon) => platform.restart(&self.found(daemon).await?).await,
+            Verb::Connect(connect) => self.isthmus("connect", connect).await,
+            Verb::Disconnect(connect) => self.isthmus("disconnect", connect).await,
             Verb::Status(status) => self.status(status).await,
             Verb::Capture(capture) => self.capture(capture, report).await,
             Verb::Forge(forge) => self.forge(forge).await,
             Verb::RotateKey(rotation) => self.rotate_key(rotation).await,
-            Verb::Encryption(mode) => lab.encrypt(*mode).await,
+            Verb::Encryption(mode) => platform.lab()?.encrypt(*mode).await,
             Verb::Connects(connects) => self.connects(connects).await,
             Verb::Flow(flow) => self.flow(flow).await,
             Verb::GoesOn(goes_on) => self.goes_on(goes_on).await,
@@ -233,33 +248,41 @@ impl Runner<'_> {
         }
     }
 
-    async fn apply(&self, apply: &crate::scenario::Apply) -> Result<()> {
+    async fn apply(&self, apply: &Apply) -> Result<()> {
         let file = self.scenario.dir.join(&apply.file);
-        try_join_all(apply.clusters.iter().map(|cluster| async {
-            let client = self.lab.cluster(cluster)?.client();
-            objects::apply(&client, &file).await
-        }))
-        .await?;
-        Ok(())
+        each(&apply.clusters, |cluster| self.platform.apply(cluster, &file)).await
     }
 
-    async fn merge(
-        &self,
-        clusters: &[String],
-        object: &str,
-        namespace: &str,
-        patch: serde_json::Value,
-    ) -> Result<()> {
-        try_join_all(clusters.iter().map(|cluster| async {
-            let client = self.lab.cluster(cluster)?.client();
-            Object::find(client, object, namespace).await?.merge(&patch).await
-        }))
-        .await?;
-        Ok(())
+    async fn set(&self, what: Metadata, a: &Annotate) -> Result<()> {
+        each(&a.clusters, |c| self.platform.set(c, what, &a.object, &a.namespace, &a.set)).await
+    }
+
+    /// Who is meant now, for what is done to a daemon; remembered.
+    async fn find(&mut self, daemon: &str) -> Result<String> {
+        let name = self.platform.resolve(daemon).await?;
+        self.found.insert(daemon.to_owned(), name.clone());
+        Ok(name)
+    }
+
+    /// Who was meant the last time: to undo what was done, though another may be meant by the same words now.
+    async fn found(&self, daemon: &str) -> Result<String> {
+        match self.found.get(daemon) {
+            Some(name) => Ok(name.clone()),
+            None => self.platform.resolve(daemon).await,
+        }
+    }
+
+    async fn isthmus(&self, verb: &str, step: &Connect) -> Result<()> {
+        let mut isthmus = command::isthmus(verb, &self.platform.kubeconfig())?;
+        isthmus.args(["--context", &step.from, "--destination-context", &step.to.join(",")]);
+        isthmus.args(["--connection-mode", step.mode.as_str()]);
+        isthmus.arg("--wait-duration").arg(format!("{}s", step.within.as_secs().max(1)));
+        // Its checks come before, and they have deadlines of their own.
+        command::output(isthmus, None, step.within * 2 + LONGEST_CHECK).await.map(drop)
     }
 
     async fn request(&mut self, request: &Request, report: &mut StepReport) -> Result<()> {
-        let curl = Curl::new(self.lab, &request.target).await?;
+        let curl = Curl::new(self.platform, &request.target).await?;
         self.node = Some(format!("{}/{}", request.target.from.cluster, curl.node()));
         let deadline = Instant::now() + request.within.unwrap_or_default();
         loop {
@@ -292,11 +315,9 @@ impl Runner<'_> {
     }
 
     async fn exec(&mut self, exec: &Exec) -> Result<()> {
-        let cluster = self.lab.cluster(&exec.pod.cluster)?;
-        self.node =
-            Some(format!("{}/{}", cluster.name(), cluster.pod(&exec.pod.namespace, &exec.pod.name)?.node));
-        let launch = cluster.in_pod(&exec.pod.namespace, &exec.pod.name, &exec.command)?;
-        let output = launch.output(exec.within).await?;
+        let pod = self.platform.pod(&exec.pod).await?;
+        self.node = Some(format!("{}/{}", exec.pod.cluster, pod.node()));
+        let output = pod.output(&exec.command, exec.within).await?;
         let stdout = String::from_utf8_lossy(&output.stdout);
         if output.status.code() != Some(exec.exit_code) {
             let stderr = String::from_utf8_lossy(&output.stderr);
@@ -315,7 +336,6 @@ impl Runner<'_> {
     }
 
     async fn status(&self, status: &Status) -> Result<()> {
-        let cluster = self.lab.cluster(&status.cluster)?;
         let what = format!(
             "{} to see {} {}",
             status.cluster,
@@ -323,7 +343,7 @@ impl Runner<'_> {
             if status.connected { "connected" } else { "lost" }
         );
         wait::until(what, status.within, || async {
-            match cluster.peer_connected(&status.peer).await? {
+            match self.platform.peer_connected(&status.cluster, &status.peer).await? {
                 connected if connected == status.connected => Ok(()),
                 true => Err("it is connected".to_owned()),
                 false => Err("it is not connected".to_owned()),
@@ -337,21 +357,31 @@ impl Runner<'_> {
     }
 
     /// The agent of the client's node, the apiserver of its cluster, and whatever has ended by itself.
-    fn logs(&self) -> Vec<LogTail> {
-        let mut names: BTreeSet<String> = self.lab.fallen().iter().map(|d| d.name().to_owned()).collect();
-        if let Some(node) = &self.node {
-            let cluster = node.split('/').next().unwrap_or_default();
-            names.insert(format!("{node}/{}", crate::programs::NODE_AGENT));
-            names.insert(format!("{cluster}/{}", crate::programs::APISERVER));
-        } else {
-            names.extend(
-                self.lab.clusters().iter().map(|c| format!("{}/{}", c.name(), crate::programs::APISERVER)),
-            );
+    async fn logs(&self) -> Vec<LogTail> {
+        match self.platform {
+            Platform::Lab(lab) => self.lab_logs(lab),
+            Platform::Kind(kind) => kind.logs(LOG_LINES).await,
         }
+    }
+
+    fn lab_logs(&self, lab: &Lab) -> Vec<LogTail> {
+        let mut names: BTreeSet<String> = lab.fallen().iter().map(|d| d.name().to_owned()).collect();
+        let of = self.node.as_ref().and_then(|node| node.split('/').next());
+        let involved = lab.clusters().iter().filter(|cluster| of.is_none_or(|of| of == cluster.name()));
+        names.extend(involved.flat_map(Cluster::apiservers));
+        names.extend(self.node.iter().map(|node| format!("{node}/{}", crate::programs::NODE_AGENT)));
         let tail_of = |name: String| {
-            let lines = tail(&self.lab.state().log(&name), 30);
+            let lines = tail(&lab.state().log(&name), LOG_LINES);
             LogTail { process: name, lines }
         };
         names.into_iter().map(tail_of).collect()
     }
+}
+
+/// Does the same in several clusters at once.
+async fn each<'a, F>(clusters: &'a [String], what: impl Fn(&'a str) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    try_join_all(clusters.iter().map(|cluster| what(cluster))).await.map(drop)
 }

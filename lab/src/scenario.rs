@@ -9,18 +9,21 @@ mod reach;
 mod step;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 pub use self::action::{
-    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Family, Forge, Heal, NodeRef, Observe, Partition,
-    Plaintext, PodRef, Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
+    Annotate, Apply, Capture, Connect, ConnectionMode, Delete, EndTraffic, Exec, Family, Forge, Heal,
+    NodeRef, ObjectCondition, Observe, Partition, Plaintext, PodRef, Request, RotateKey, Scale, Shows,
+    Status, Target, Traffic, Until, Wait,
 };
 pub use self::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
+pub(crate) use self::step::{GATEWAY, LEADER};
 pub use self::step::{Step, Verb};
 use crate::error::{LabError, Result};
-use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES};
-use crate::spec::{ClusterSpec, Encryption, LabSpec, Store};
+use crate::names::{Families, LabName, MAX_CLUSTERS, MAX_NODES, MAX_REPLICAS};
+use crate::spec::{ClusterSpec, Encryption, LabSpec, Peering, Store};
 
 /// The file in a scenario's folder.
 pub const FILE: &str = "scenario.yaml";
@@ -42,6 +45,12 @@ pub struct Scenario {
     pub encryption: Encryption,
     /// 255 or 511.
     pub max_connected_clusters: u16,
+    /// How clusters find and trust each other.
+    pub peering: Peering,
+    /// Whether the clusters are connected from the beginning; if not, they have the Secrets for it.
+    pub connected: bool,
+    /// How long what was mirrored of a peer is kept once it is disconnected.
+    pub drain_grace: Option<Duration>,
     /// At least one.
     pub clusters: Vec<ClusterSpec>,
     /// Applied before the first step.
@@ -62,6 +71,12 @@ struct File {
     encryption: Encryption,
     #[serde(default = "default_max_connected_clusters")]
     max_connected_clusters: u16,
+    #[serde(default)]
+    peering: Peering,
+    #[serde(default = "default_connected")]
+    connected: bool,
+    #[serde(default, deserialize_with = "parse::some_duration")]
+    drain_grace: Option<Duration>,
     clusters: Vec<FileCluster>,
     #[serde(default)]
     manifests: Vec<Apply>,
@@ -76,6 +91,8 @@ struct FileCluster {
     id: u16,
     #[serde(default = "default_nodes")]
     nodes: usize,
+    #[serde(default = "default_replicas")]
+    replicas: usize,
     /// All the others when left out.
     peers: Option<Vec<String>>,
 }
@@ -85,6 +102,14 @@ fn default_max_connected_clusters() -> u16 {
 }
 
 fn default_nodes() -> usize {
+    1
+}
+
+fn default_connected() -> bool {
+    true
+}
+
+fn default_replicas() -> usize {
     1
 }
 
@@ -113,6 +138,11 @@ impl Scenario {
         let file: File = serde_norway::from_str(text).map_err(|e| e.to_string())?;
         let names: Vec<&str> = file.clusters.iter().map(|c| c.name.as_str()).collect();
         check_clusters(&file, &names)?;
+        if !file.connected && file.peering == Peering::Files {
+            return Err(
+                "connected: false is for peering by Secrets; without a peer's file there is no peer".into()
+            );
+        }
         let steps: Vec<Step> = file
             .steps
             .into_iter()
@@ -130,6 +160,7 @@ impl Scenario {
                 name: c.name.clone(),
                 id: c.id,
                 nodes: (1..=c.nodes).map(|n| format!("{}-node{n}", c.name)).collect(),
+                replicas: c.replicas,
                 peers: c.peers.clone().unwrap_or_else(others),
             }
         });
@@ -140,6 +171,9 @@ impl Scenario {
             store: file.store,
             encryption: file.encryption,
             max_connected_clusters: file.max_connected_clusters,
+            peering: file.peering,
+            connected: file.connected,
+            drain_grace: file.drain_grace,
             clusters: clusters.collect(),
             manifests: file.manifests,
             steps,
@@ -155,6 +189,9 @@ impl Scenario {
             store: store.unwrap_or(self.store),
             encryption: self.encryption,
             max_connected_clusters: self.max_connected_clusters,
+            peering: self.peering,
+            connected: self.connected,
+            drain_grace: self.drain_grace,
             mesh: true,
             clusters: self.clusters.clone(),
         }
@@ -196,6 +233,9 @@ fn check_clusters(file: &File, names: &[&str]) -> Result<(), String> {
         }
         if !(1..=MAX_NODES).contains(&cluster.nodes) {
             return Err(format!("{at}.nodes: 1 to {MAX_NODES}, not {}", cluster.nodes));
+        }
+        if !(1..=MAX_REPLICAS).contains(&cluster.replicas) {
+            return Err(format!("{at}.replicas: 1 to {MAX_REPLICAS}, not {}", cluster.replicas));
         }
         let before = &file.clusters[..i];
         if before.iter().any(|c| c.name == cluster.name || c.id == cluster.id) {

@@ -1,6 +1,7 @@
 //! What a lab is made of, before it is made.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,13 @@ pub struct LabSpec {
     pub max_connected_clusters: u16,
     /// Of traffic between nodes.
     pub encryption: Encryption,
+    /// How clusters find and trust each other.
+    pub peering: Peering,
+    /// Whether they are connected from the beginning; if not, they have the Secrets for it.
+    pub connected: bool,
+    /// How long what was mirrored of a peer is kept once it is disconnected; as long as the apiserver does by itself when left
+    /// out.
+    pub drain_grace: Option<Duration>,
     /// Whether clusters have a clustermesh-apiserver and node-agents; without, they are plain clusters.
     pub mesh: bool,
     /// At least one.
@@ -36,8 +44,21 @@ pub struct ClusterSpec {
     pub id: u16,
     /// The names of its nodes.
     pub nodes: Vec<String>,
-    /// The clusters it joins: for each it has a peer file.
+    /// How many clustermesh-apiservers it has.
+    pub replicas: usize,
+    /// The clusters it joins.
     pub peers: Vec<String>,
+}
+
+/// How clusters find and trust each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peering {
+    /// By Secrets: each cluster has an authority and certificates of its own there, and a Secret for each peer.
+    #[default]
+    Secrets,
+    /// By files, as Cilium's own configuration is: one authority for all clusters, and a file for each peer.
+    Files,
 }
 
 /// Whether traffic between nodes is encrypted.

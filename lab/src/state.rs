@@ -72,6 +72,8 @@ pub struct ClusterState {
     pub id: u16,
     /// Its nodes.
     pub nodes: Vec<String>,
+    /// How many clustermesh-apiservers it has.
+    pub replicas: usize,
 }
 
 /// Where things are in a lab's state folder.
@@ -128,9 +130,29 @@ impl StateDir {
         self.cluster(cluster).join("kubeconfig")
     }
 
-    /// The clustermesh-apiserver's status socket.
-    pub fn apiserver_socket(&self, cluster: &str) -> PathBuf {
-        self.cluster(cluster).join("apiserver.sock")
+    /// For `kubectl` and `isthmus` in the root namespace: a context for each cluster, called like it.
+    pub fn all_kubeconfig(&self) -> PathBuf {
+        self.0.join("all.kubeconfig")
+    }
+
+    /// The status sockets of a cluster's clustermesh-apiservers.
+    pub fn apiserver_sockets(&self, cluster: &ClusterState) -> Vec<PathBuf> {
+        (0..cluster.replicas).map(|replica| self.apiserver_socket(&cluster.name, replica)).collect()
+    }
+
+    /// A clustermesh-apiserver's status socket.
+    pub fn apiserver_socket(&self, cluster: &str, replica: usize) -> PathBuf {
+        self.cluster(cluster).join(format!("apiserver-{replica}.sock"))
+    }
+
+    /// A client certificate of a cluster's administrator, and the authority of its gateways: `tls.crt`, `tls.key`, `ca.crt`.
+    pub fn admin_certificate(&self, cluster: &str) -> PathBuf {
+        self.0.join("pki").join(format!("{cluster}-admin"))
+    }
+
+    /// A node-agent's client certificate, as a kubelet would mount it.
+    pub fn agent_certificate(&self, cluster: &str, node: &str) -> PathBuf {
+        self.node(cluster, node).join("certificate")
     }
 
     /// A node-agent's status socket.

@@ -13,9 +13,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::error::Result;
-use crate::names::{ClusterPlan, LabName, default_net, host_net};
+use crate::names::{ClusterPlan, Families, LabName, MAX_NODES, default_net, host_net};
 use crate::netlink::{Mac, Netlink};
 use crate::netns::NetNs;
+use crate::spec::ClusterSpec;
 
 /// The name of the control plane's host.
 pub const CONTROL_PLANE: &str = "control-plane";
@@ -29,8 +30,10 @@ pub struct Wan {
 
 /// The hosts of one cluster.
 pub struct ClusterNet {
-    /// Where the Kubernetes API and the clustermesh-apiserver run.
+    /// Where the Kubernetes API runs, and the first clustermesh-apiserver.
     pub control_plane: NetNs,
+    /// Where each clustermesh-apiserver runs: the first one beside the Kubernetes API.
+    pub apiservers: Vec<NetNs>,
     /// The nodes, in order.
     pub nodes: Vec<NetNs>,
     /// Its addresses.
@@ -38,25 +41,32 @@ pub struct ClusterNet {
 }
 
 impl Wan {
-    /// Makes the router and, for each plan, the cluster's bridge and hosts: `clusters` gives name, plan and node names.
+    /// Makes the router and, for each cluster, its bridge and hosts.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub async fn build(
         lab: &LabName,
-        clusters: &[(String, ClusterPlan, Vec<String>)],
+        families: Families,
+        clusters: &[ClusterSpec],
     ) -> Result<(Self, Vec<ClusterNet>)> {
+        let plans = (0..clusters.len()).map(|i| ClusterPlan::new(i, families)).collect();
         let ns = NetNs::create(&lab.wan_netns()).await?;
         ns.sysctl(ROUTER)?;
-        let wan = Self { netlink: ns.netlink()?, ns, plans: clusters.iter().map(|c| c.1).collect() };
+        let wan = Self { netlink: ns.netlink()?, ns, plans };
         let mut nets = Vec::with_capacity(clusters.len());
-        for (name, plan, nodes) in clusters {
+        for (ClusterSpec { name, nodes, replicas, .. }, plan) in clusters.iter().zip(&wan.plans) {
             let bridge = bridge(plan);
             wan.netlink.add_bridge(&bridge).await?;
             for address in plan.gateway() {
                 wan.netlink.add_address(&bridge, address).await?;
             }
             let control_plane = wan.host(lab, name, CONTROL_PLANE, plan, plan.control_plane(), 0).await?;
+            let mut apiservers = vec![control_plane.clone()];
+            for replica in 1..*replicas {
+                let (host, port) = (format!("apiserver-{replica}"), MAX_NODES + replica);
+                apiservers.push(wan.host(lab, name, &host, plan, plan.apiserver(replica), port).await?);
+            }
             let mut hosts = Vec::with_capacity(nodes.len());
             for (i, node) in nodes.iter().enumerate() {
                 hosts.push(wan.host(lab, name, node, plan, plan.node(i), i + 1).await?);
@@ -68,7 +78,7 @@ impl Wan {
                     wan.route_pods(plan, other, &netlink).await?;
                 }
             }
-            nets.push(ClusterNet { control_plane, nodes: hosts, plan: *plan });
+            nets.push(ClusterNet { control_plane, apiservers, nodes: hosts, plan: *plan });
         }
         Ok((wan, nets))
     }

@@ -1,23 +1,18 @@
 //! One request: plain `curl` in a pod, to a Service's ClusterIP.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
-use kube::Api;
-
-use crate::error::{Doing, LabError, Result};
+use crate::error::{LabError, Result};
 use crate::images::Answer;
-use crate::kubelet::PodRecord;
-use crate::lab::Lab;
+use crate::platform::{Platform, RunningPod};
 use crate::report::Tally;
-use crate::scenario::{Family, Target};
+use crate::scenario::{Family, PodRef, Target};
 
 /// A service address as seen from one pod.
 #[derive(Clone)]
 pub(super) struct Curl {
-    pod: PodRecord,
+    pod: RunningPod,
     url: String,
     word: Option<String>,
 }
@@ -27,25 +22,17 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 impl Curl {
     /// Looks up the pod and the service's ClusterIP.
-    pub(super) async fn new(lab: &Lab, target: &Target) -> Result<Self> {
-        let cluster = lab.cluster(&target.from.cluster)?;
-        let pod = cluster.pod(&target.from.namespace, &target.from.name)?;
-        let services: Api<Service> = Api::namespaced(cluster.client(), &target.from.namespace);
-        let service =
-            services.get(&target.service).await.doing(|| format!("reading service {}", target.service))?;
-        let addresses = service.spec.and_then(|s| s.cluster_ips).unwrap_or_default();
-        let mut addresses = addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
-        let address = addresses.find(|a| match target.family {
+    pub(super) async fn new(platform: Platform<'_>, target: &Target) -> Result<Self> {
+        let PodRef { cluster, namespace, .. } = &target.from;
+        let pod = platform.pod(&target.from).await?;
+        let addresses = platform.cluster_ips(cluster, namespace, &target.service).await?;
+        let address = addresses.into_iter().find(|a| match target.family {
             None => true,
             Some(Family::Ipv4) => a.is_ipv4(),
             Some(Family::Ipv6) => a.is_ipv6(),
         });
         let address = address.ok_or_else(|| {
-            LabError::invalid(format!(
-                "service {} in {} has no such ClusterIP",
-                target.service,
-                cluster.name()
-            ))
+            LabError::invalid(format!("service {} in {cluster} has no such ClusterIP", target.service))
         })?;
         let host = std::net::SocketAddr::new(address, target.port);
         Ok(Self { pod, url: format!("http://{host}/"), word: None })
@@ -58,13 +45,13 @@ impl Curl {
     }
 
     /// The client.
-    pub(super) fn pod(&self) -> &PodRecord {
+    pub(super) fn pod(&self) -> &RunningPod {
         &self.pod
     }
 
     /// The node on which the client is.
     pub(super) fn node(&self) -> &str {
-        &self.pod.node
+        self.pod.node()
     }
 
     /// Sends one. The error says how it failed.
@@ -83,8 +70,7 @@ impl Curl {
         ];
         command.extend(self.word.iter().flat_map(|word| ["--header", word.as_str()]));
         let command: Vec<String> = command.into_iter().map(str::to_owned).collect();
-        let launch = self.pod.launch(&command).map_err(|e| e.to_string())?;
-        let output = launch.output(DEADLINE * 2).await.map_err(|e| e.to_string())?;
+        let output = self.pod.output(&command, DEADLINE * 2).await.map_err(|e| e.to_string())?;
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
         }

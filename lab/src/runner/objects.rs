@@ -11,8 +11,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::error::{Doing, LabError, Result};
+use crate::kubectl::Metadata;
 use crate::rbac::FIELD_MANAGER;
-use crate::scenario::Until;
+use crate::scenario::{ObjectCondition, Until};
 
 /// The kinds that steps may name.
 const KINDS: &[(&str, &str, &str, &str)] = &[
@@ -21,11 +22,13 @@ const KINDS: &[(&str, &str, &str, &str)] = &[
     ("namespace", "", "v1", "Namespace"),
     ("node", "", "v1", "Node"),
     ("configmap", "", "v1", "ConfigMap"),
+    ("secret", "", "v1", "Secret"),
     ("deployment", "apps", "v1", "Deployment"),
     ("endpointslice", "discovery.k8s.io", "v1", "EndpointSlice"),
     ("ciliumidentity", "cilium.io", "v2", "CiliumIdentity"),
     ("networkpolicy", "networking.k8s.io", "v1", "NetworkPolicy"),
     ("ciliumnetworkpolicy", "cilium.io", "v2", "CiliumNetworkPolicy"),
+    ("clusterpeer", "isthmus.io", "v1alpha1", "ClusterPeer"),
     ("ciliumclusterwidenetworkpolicy", "cilium.io", "v2", "CiliumClusterwideNetworkPolicy"),
 ];
 
@@ -39,7 +42,7 @@ pub(crate) fn kind(name: &str) -> Result<GroupVersionKind, String> {
 }
 
 /// One object of one cluster.
-pub(super) struct Object {
+pub(crate) struct Object {
     api: Api<DynamicObject>,
     client: Client,
     kind: String,
@@ -49,7 +52,7 @@ pub(super) struct Object {
 
 impl Object {
     /// `kind/name`.
-    pub(super) async fn find(client: Client, object: &str, namespace: &str) -> Result<Self> {
+    pub(crate) async fn find(client: Client, object: &str, namespace: &str) -> Result<Self> {
         let (kind_name, name) = object.split_once('/').unwrap_or((object, ""));
         let gvk = kind(kind_name).map_err(LabError::Invalid)?;
         let (resource, namespaced) = resource(&client, &gvk).await?;
@@ -63,47 +66,34 @@ impl Object {
     }
 
     /// Merges into it.
-    pub(super) async fn merge(&self, patch: &Value) -> Result<()> {
+    pub(crate) async fn merge(&self, patch: &Value) -> Result<()> {
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = self.api.patch(&self.name, &params, &Patch::Merge(patch)).await;
         patched.map(drop).doing(|| format!("changing {}/{}", self.kind, self.name))
     }
 
     /// Deletes it.
-    pub(super) async fn delete(&self) -> Result<()> {
+    pub(crate) async fn delete(&self) -> Result<()> {
         let deleted = self.api.delete(&self.name, &DeleteParams::default()).await;
         deleted.map(drop).doing(|| format!("deleting {}/{}", self.kind, self.name))
     }
 
     /// Whether it is as wished; else how it is.
-    pub(super) async fn is(&self, until: Until) -> Result<(), String> {
+    pub(crate) async fn is(&self, until: &Until) -> Result<(), String> {
         let found = self.api.get_opt(&self.name).await.map_err(|e| e.to_string())?;
-        match (until, found) {
-            (Until::Gone, None) => Ok(()),
-            (Until::Gone, Some(_)) => Err("it is still there".into()),
-            (Until::Ready, None) => Err("it does not exist".into()),
-            (Until::Ready, Some(_)) if self.kind == "deployment" => self.deployment_ready().await,
-            (Until::Ready, Some(_)) if self.kind == "pod" => {
-                let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-                let pod = pods.get(&self.name).await.map_err(|e| e.to_string())?;
-                let status = pod.status.unwrap_or_default();
-                let ready =
-                    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-                if ready { Ok(()) } else { Err(why_not_ready(&status)) }
+        let found = found.map(serde_json::to_value).transpose().map_err(|e| e.to_string())?;
+        let is = is(&self.kind, found.as_ref(), until);
+        match (is, found) {
+            (Err(how), Some(found)) if self.kind == "deployment" => {
+                Err(format!("{how} ({})", self.pods_of(&found).await?))
             }
-            (Until::Ready, Some(_)) => Ok(()),
+            (is, _) => is,
         }
     }
 
-    async fn deployment_ready(&self) -> Result<(), String> {
-        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &self.namespace);
-        let deployment = deployments.get(&self.name).await.map_err(|e| e.to_string())?;
-        let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
-        let status = deployment.status.clone().unwrap_or_default();
-        let (ready, all) = (status.ready_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
-        if status.observed_generation == deployment.metadata.generation && ready == wanted && all == wanted {
-            return Ok(());
-        }
+    /// How the pods of a Deployment are.
+    async fn pods_of(&self, deployment: &Value) -> Result<String, String> {
+        let deployment: Deployment = read(deployment)?;
         let selector = deployment.spec.and_then(|s| s.selector.match_labels).unwrap_or_default();
         let labels: Vec<String> = selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -114,19 +104,85 @@ impl Object {
             .iter()
             .map(|p| format!("{}: {}", p.name_any(), why_not_ready(&p.status.clone().unwrap_or_default())))
             .collect();
-        Err(format!("{ready} of {wanted} pods are ready ({})", reasons.join("; ")))
+        Ok(reasons.join("; "))
     }
 }
 
-/// Applies every object of a file, in order.
-pub(super) async fn apply(client: &Client, file: &Path) -> Result<()> {
-    let text = std::fs::read_to_string(file).doing(|| format!("reading {}", file.display()))?;
-    for document in serde_norway::Deserializer::from_str(&text) {
-        let bad = |e: &dyn std::fmt::Display| LabError::invalid(format!("{}: {e}", file.display()));
-        let value = Value::deserialize(document).map_err(|e| bad(&e))?;
-        if value.is_null() {
-            continue;
+/// Whether an object (`kind` or `kind/name`), as the API returned it, is as wished; else how it is.
+pub(crate) fn is(object: &str, found: Option<&Value>, until: &Until) -> Result<(), String> {
+    let found = match (found, until) {
+        (None, Until::Gone) => return Ok(()),
+        (None, _) => return Err("it does not exist".into()),
+        (Some(_), Until::Gone) => return Err("it is still there".into()),
+        (Some(found), Until::Condition(wanted)) => return has_condition(found, wanted),
+        (Some(found), Until::Ready) => found,
+    };
+    match object.split('/').next().unwrap_or_default() {
+        "deployment" => deployment_is_ready(&read(found)?),
+        "pod" => {
+            let status = read::<Pod>(found)?.status.unwrap_or_default();
+            let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+            if ready { Ok(()) } else { Err(why_not_ready(&status)) }
         }
+        _ => Ok(()),
+    }
+}
+
+fn deployment_is_ready(deployment: &Deployment) -> Result<(), String> {
+    let wanted = deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+    let status = deployment.status.clone().unwrap_or_default();
+    let (ready, all) = (status.ready_replicas.unwrap_or(0), status.replicas.unwrap_or(0));
+    if status.observed_generation == deployment.metadata.generation && ready == wanted && all == wanted {
+        return Ok(());
+    }
+    Err(format!("{ready} of {wanted} pods are ready, {all} are there"))
+}
+
+fn has_condition(found: &Value, wanted: &ObjectCondition) -> Result<(), String> {
+    let conditions = found["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let Some(condition) = conditions.iter().find(|c| c["type"] == wanted.condition.as_str()) else {
+        return Err(format!("it has no condition {}", wanted.condition));
+    };
+    let reason = wanted.reason.as_deref().is_none_or(|reason| condition["reason"] == reason);
+    match reason && condition["status"] == wanted.is.as_str() {
+        true => Ok(()),
+        false => {
+            let said = |field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+            Err(format!(
+                "{} is {} ({}: {})",
+                wanted.condition,
+                said("status"),
+                said("reason"),
+                said("message")
+            ))
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(found: &Value) -> Result<T, String> {
+    T::deserialize(found).map_err(|e| format!("it cannot be read: {e}"))
+}
+
+/// Scales a Deployment.
+pub(crate) async fn scale(client: Client, name: &str, namespace: &str, replicas: u16) -> Result<()> {
+    let api: Api<Deployment> = Api::namespaced(client, namespace);
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    let scaled = api.patch_scale(name, &PatchParams::default(), &patch).await;
+    scaled.map(drop).doing(|| format!("scaling deployment {name}"))
+}
+
+/// The objects of a file, in order.
+pub(crate) fn documents(file: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(file).doing(|| format!("reading {}", file.display()))?;
+    let documents = serde_norway::Deserializer::from_str(&text).map(Value::deserialize);
+    let documents: Result<Vec<Value>, _> = documents.filter(|d| !matches!(d, Ok(Value::Null))).collect();
+    documents.map_err(|e| LabError::invalid(format!("{}: {e}", file.display())))
+}
+
+/// Applies every object of a file, in order.
+pub(crate) async fn apply(client: &Client, file: &Path) -> Result<()> {
+    for value in documents(file)? {
+        let bad = |e: &dyn std::fmt::Display| LabError::invalid(format!("{}: {e}", file.display()));
         let types: TypeMeta = serde_json::from_value(value.clone()).map_err(|e| bad(&e))?;
         let gvk = GroupVersionKind::try_from(&types).map_err(|e| bad(&e))?;
         let name =
@@ -142,7 +198,11 @@ pub(super) async fn apply(client: &Client, file: &Path) -> Result<()> {
 }
 
 /// A patch of metadata.
-pub(super) fn metadata(field: &str, set: &std::collections::BTreeMap<String, Option<String>>) -> Value {
+pub(crate) fn metadata(what: Metadata, set: &std::collections::BTreeMap<String, Option<String>>) -> Value {
+    let field = match what {
+        Metadata::Annotations => "annotations",
+        Metadata::Labels => "labels",
+    };
     json!({"metadata": {field: set}})
 }
 

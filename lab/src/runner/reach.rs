@@ -1,7 +1,6 @@
 //! Steps about which pods reach which.
 
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,9 +12,9 @@ use tokio::task::JoinHandle;
 
 use super::Runner;
 use crate::error::{LabError, Result};
-use crate::kubelet::PodRecord;
+use crate::platform::RunningPod;
 use crate::scenario::{Attempts, Connects, Cut, EndAttempts, Expect, Family, Flow, GoesOn, PodRef};
-use crate::{programs, wait};
+use crate::wait;
 
 /// A connection that is not made within this time is taken for denied: a second attempt of TCP lies in it.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -57,8 +56,8 @@ impl Drop for RunningFlow {
 
 impl Runner<'_> {
     pub(super) async fn connects(&mut self, step: &Connects) -> Result<()> {
-        let from = self.client(&step.from)?;
-        let addresses = self.addresses(&step.to, step.family)?;
+        let from = self.client(&step.from).await?;
+        let addresses = self.addresses(&step.to, step.family).await?;
         let deadline = Instant::now() + step.within;
         let all = addresses
             .into_iter()
@@ -67,8 +66,8 @@ impl Runner<'_> {
     }
 
     pub(super) async fn flow(&mut self, step: &Flow) -> Result<()> {
-        let from = self.client(&step.from)?;
-        let address = self.addresses(&step.to, step.family)?.remove(0);
+        let from = self.client(&step.from).await?;
+        let address = self.addresses(&step.to, step.family).await?.remove(0);
         let flow = RunningFlow::start(&from, SocketAddr::new(address, step.port)).await?;
         flow.answered(1, step.within)
             .await
@@ -99,8 +98,8 @@ impl Runner<'_> {
     }
 
     pub(super) async fn attempts(&mut self, step: &Attempts) -> Result<()> {
-        let from = self.client(&step.from)?;
-        let address = SocketAddr::new(self.addresses(&step.to, step.family)?.remove(0), step.port);
+        let from = self.client(&step.from).await?;
+        let address = SocketAddr::new(self.addresses(&step.to, step.family).await?.remove(0), step.port);
         let running = RunningAttempts::start(&from, address).await?;
         wait::until(format!("attempts {} to begin", step.name), Duration::from_secs(30), || async {
             let tally = running.tally();
@@ -126,20 +125,20 @@ impl Runner<'_> {
         self.flows.get(name).ok_or_else(|| LabError::invalid(format!("no flow {name} runs")))
     }
 
-    fn client(&mut self, pod: &PodRef) -> Result<PodRecord> {
-        let record = self.lab.cluster(&pod.cluster)?.pod(&pod.namespace, &pod.name)?;
-        self.node = Some(format!("{}/{}", pod.cluster, record.node));
-        Ok(record)
+    async fn client(&mut self, pod: &PodRef) -> Result<RunningPod> {
+        let running = self.platform.pod(pod).await?;
+        self.node = Some(format!("{}/{}", pod.cluster, running.node()));
+        Ok(running)
     }
 
-    fn addresses(&self, pod: &PodRef, family: Option<Family>) -> Result<Vec<IpAddr>> {
-        let record = self.lab.cluster(&pod.cluster)?.pod(&pod.namespace, &pod.name)?;
+    async fn addresses(&self, pod: &PodRef, family: Option<Family>) -> Result<Vec<IpAddr>> {
+        let running = self.platform.pod(pod).await?;
         let wanted = |address: &IpAddr| match family {
             None => true,
             Some(Family::Ipv4) => address.is_ipv4(),
             Some(Family::Ipv6) => address.is_ipv6(),
         };
-        let addresses: Vec<IpAddr> = record.addresses.into_iter().filter(wanted).collect();
+        let addresses: Vec<IpAddr> = running.addresses().iter().copied().filter(wanted).collect();
         match addresses.is_empty() {
             true => Err(LabError::invalid(format!("pod {pod} has no such address"))),
             false => Ok(addresses),
@@ -148,7 +147,7 @@ impl Runner<'_> {
 }
 
 impl RunningAttempts {
-    async fn start(from: &PodRecord, address: SocketAddr) -> Result<Self> {
+    async fn start(from: &RunningPod, address: SocketAddr) -> Result<Self> {
         let (process, mut lines) = ask(from, "knock", address).await?;
         let tally = Arc::new(Mutex::new(AttemptTally::default()));
         let reader = tokio::spawn({
@@ -173,19 +172,17 @@ impl RunningAttempts {
 
 /// Runs a part of `lab-pod` in a pod, and reads what it says line by line.
 async fn ask(
-    from: &PodRecord,
+    from: &RunningPod,
     part: &str,
     address: SocketAddr,
 ) -> Result<(Child, Lines<BufReader<ChildStdout>>)> {
-    let lab_pod = programs::ours(programs::LAB_POD)?.to_string_lossy().into_owned();
-    let launch = from.launch(&[lab_pod, part.to_owned(), address.to_string()])?;
-    let mut process = launch.piped(Stdio::null()).await?;
+    let mut process = from.piped(&[from.lab_pod()?, part.to_owned(), address.to_string()]).await?;
     let output = process.stdout.take().ok_or_else(|| LabError::invalid("a process without its output"))?;
     Ok((process, BufReader::new(output).lines()))
 }
 
 impl RunningFlow {
-    async fn start(from: &PodRecord, address: SocketAddr) -> Result<Self> {
+    async fn start(from: &RunningPod, address: SocketAddr) -> Result<Self> {
         let (process, mut lines) = ask(from, "ask", address).await?;
         let (tell, answers) = watch::channel(0);
         let reader = tokio::spawn(async move {
@@ -208,7 +205,7 @@ impl RunningFlow {
 }
 
 /// Tries until the expectation holds, or the deadline has passed.
-async fn connects(step: &Connects, from: &PodRecord, address: SocketAddr, deadline: Instant) -> Result<()> {
+async fn connects(step: &Connects, from: &RunningPod, address: SocketAddr, deadline: Instant) -> Result<()> {
     loop {
         let found = connect(from, address).await?;
         if found.as_ref().ok() == Some(&step.expect) {
@@ -226,11 +223,11 @@ async fn connects(step: &Connects, from: &PodRecord, address: SocketAddr, deadli
 }
 
 /// What becomes of one connection; in words if it is neither.
-async fn connect(from: &PodRecord, address: SocketAddr) -> Result<Result<Expect, String>> {
+async fn connect(from: &RunningPod, address: SocketAddr) -> Result<Result<Expect, String>> {
     let seconds = CONNECT.as_secs().to_string();
     let url = format!("http://{address}/");
     let command = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", &seconds, &url];
-    let output = from.launch(&command.map(str::to_owned))?.output(CONNECT * 3).await?;
+    let output = from.output(&command.map(str::to_owned), CONNECT * 3).await?;
     Ok(match output.status.code() {
         Some(0) => Ok(Expect::Allowed),
         Some(TIMED_OUT) => Ok(Expect::Denied),

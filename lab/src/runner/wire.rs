@@ -17,10 +17,11 @@ use crate::capture::Packets;
 use crate::cluster::Cluster;
 use crate::error::{Doing, LabError, Result};
 use crate::images::Answer;
-use crate::kubelet::PodRecord;
+use crate::lab::Lab;
 use crate::netns::NetNs;
+use crate::platform::RunningPod;
 use crate::report::{Captured, StepReport, Tally};
-use crate::scenario::{Capture, Forge, Plaintext, RotateKey};
+use crate::scenario::{Capture, Forge, Plaintext, PodRef, RotateKey};
 use crate::{status, wait};
 
 /// The port that forged packets go to. Nobody needs to listen: they are looked for before that.
@@ -33,12 +34,13 @@ const UNDER_WAY: Duration = Duration::from_millis(100);
 impl Runner<'_> {
     /// Sends requests with a word that stands nowhere else, and looks for it, and for the answers, on every wire.
     pub(super) async fn capture(&mut self, step: &Capture, report: &mut StepReport) -> Result<()> {
+        let lab = self.platform.lab()?;
         let word = format!("word-{:x}", chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default());
-        let curl = Curl::new(self.lab, &step.target).await?.saying(&word);
+        let curl = Curl::new(self.platform, &step.target).await?.saying(&word);
         self.node = Some(format!("{}/{}", step.target.from.cluster, curl.node()));
         let deadline = Instant::now() + step.within.unwrap_or_default();
         loop {
-            let capture = self.lab.wan().capture()?;
+            let capture = lab.wan().capture()?;
             let (mut tally, mut answers) = (Tally::default(), Vec::new());
             for _ in 0..step.count {
                 let outcome = curl.ask().await;
@@ -48,7 +50,8 @@ impl Runner<'_> {
             let packets = capture.end().await?;
             let outcome = tally.check(&step.answers);
             report.requests = Some(tally);
-            let seen = self.seen(&packets, &word, curl.pod(), &answers);
+            let addresses = addresses(lab, &step.target.from, curl.pod(), &answers);
+            let seen = seen(&packets, &word, addresses, &answers);
             report.captured = Some(seen.clone());
             let judged = judge(step.plaintext, &seen);
             match (outcome, judged) {
@@ -63,28 +66,9 @@ impl Runner<'_> {
         }
     }
 
-    fn seen(&self, packets: &Packets, word: &str, client: &PodRecord, answers: &[Answer]) -> Captured {
-        let pods: BTreeSet<(&str, &str)> =
-            answers.iter().map(|answer| (answer.cluster.as_str(), answer.pod.as_str())).collect();
-        let mut addresses: BTreeSet<IpAddr> = client.addresses.iter().copied().collect();
-        for (cluster, pod) in &pods {
-            let record = self.lab.cluster(cluster).and_then(|cluster| cluster.pod(&client.namespace, pod));
-            // One that has ended meanwhile is found by its name alone.
-            addresses.extend(record.into_iter().flat_map(|record| record.addresses));
-        }
-        Captured {
-            packets: packets.len(),
-            requests: packets.with(word.as_bytes()),
-            answers: pods.iter().map(|(_, pod)| packets.with(pod.as_bytes())).sum(),
-            plain: addresses.into_iter().map(|address| packets.of(address)).sum(),
-            encrypted: packets.encrypted(),
-            encrypted_fragments: packets.encrypted_fragments(),
-        }
-    }
-
     /// Asks for another key as `isthmus rotate-key` does, and waits until the node says that its peers use it.
     pub(super) async fn rotate_key(&mut self, step: &RotateKey) -> Result<()> {
-        let cluster = self.lab.cluster(&step.node.cluster)?;
+        let cluster = self.platform.lab()?.cluster(&step.node.cluster)?;
         self.node = Some(step.node.to_string());
         let nodes: Api<Node> = Api::all(cluster.client());
         let id = format!("lab-{:x}", chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default());
@@ -112,18 +96,19 @@ impl Runner<'_> {
 
     /// A node sends in another pod's name, and in the name of one of its own. The pod they are for gets only the latter.
     pub(super) async fn forge(&mut self, step: &Forge) -> Result<()> {
-        let liar = self.lab.cluster(&step.node.cluster)?;
+        let liar = self.platform.lab()?.cluster(&step.node.cluster)?;
         let position = liar.nodes().iter().position(|node| *node == step.node.name);
         let position = position.ok_or_else(|| {
             LabError::invalid(format!("cluster {} has no node {}", liar.name(), step.node.name))
         })?;
         let from = &liar.net().nodes[position];
-        let cluster = self.lab.cluster(&step.to.cluster)?;
+        let cluster = self.platform.lab()?.cluster(&step.to.cluster)?;
         let victim = cluster.pod(&step.to.namespace, &step.to.name)?;
         self.node = Some(format!("{}/{}", cluster.name(), victim.node));
-        let namespace = self.lab.name().pod_netns(&step.to.cluster, &step.to.namespace, &step.to.name);
+        let namespace =
+            self.platform.lab()?.name().pod_netns(&step.to.cluster, &step.to.namespace, &step.to.name);
         let inside = NetNs::open(&namespace)?;
-        let named = self.lab.cluster(&step.source.cluster)?;
+        let named = self.platform.lab()?.cluster(&step.source.cluster)?;
         let named = named.pod(&step.source.namespace, &step.source.name)?;
         let before = self.forged(cluster, &victim.node).await?;
         let mut sent = 0;
@@ -188,6 +173,26 @@ async fn send_until_honest(
                 to.ip()
             )));
         }
+    }
+}
+
+/// The addresses of the client and of the pods that answered it.
+fn addresses(lab: &Lab, from: &PodRef, client: &RunningPod, answers: &[Answer]) -> BTreeSet<IpAddr> {
+    // One that has ended meanwhile is found by its name alone.
+    let of = |a: &Answer| lab.cluster(&a.cluster).and_then(|c| c.pod(&from.namespace, &a.pod)).ok();
+    let answering = answers.iter().filter_map(of).flat_map(|record| record.addresses);
+    client.addresses().iter().copied().chain(answering).collect()
+}
+
+fn seen(packets: &Packets, word: &str, addresses: BTreeSet<IpAddr>, answers: &[Answer]) -> Captured {
+    let pods: BTreeSet<&str> = answers.iter().map(|answer| answer.pod.as_str()).collect();
+    Captured {
+        packets: packets.len(),
+        requests: packets.with(word.as_bytes()),
+        answers: pods.iter().map(|pod| packets.with(pod.as_bytes())).sum(),
+        plain: addresses.into_iter().map(|address| packets.of(address)).sum(),
+        encrypted: packets.encrypted(),
+        encrypted_fragments: packets.encrypted_fragments(),
     }
 }
 

@@ -81,13 +81,52 @@ pub struct Wait {
 }
 
 /// What [`Wait`] waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "UntilFile")]
 pub enum Until {
     /// A Deployment has all its pods ready and no others; a pod is ready; anything else exists.
     Ready,
     /// It does not exist.
     Gone,
+    /// It has a condition in `status.conditions`.
+    Condition(ObjectCondition),
+}
+
+/// A condition of an object: `{condition: Connected, is: "False"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectCondition {
+    /// Its type.
+    pub condition: String,
+    /// Its status.
+    #[serde(default = "yes")]
+    pub is: String,
+    /// Its reason; any when left out.
+    pub reason: Option<String>,
+}
+
+/// [`Until`] as it is written: a word, or a condition.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum UntilFile {
+    Word(String),
+    Condition(ObjectCondition),
+}
+
+impl TryFrom<UntilFile> for Until {
+    type Error = String;
+    fn try_from(file: UntilFile) -> Result<Self, String> {
+        match file {
+            UntilFile::Word(word) => match word.as_str() {
+                "ready" => Ok(Self::Ready),
+                "gone" => Ok(Self::Gone),
+                _ => {
+                    Err(format!("until: {word:?} is nothing to wait for: ready, gone or {{condition: TYPE}}"))
+                }
+            },
+            UntilFile::Condition(condition) => Ok(Self::Condition(condition)),
+        }
+    }
 }
 
 /// Where requests come from and go to: `curl` in a pod, to a Service's ClusterIP.
@@ -220,6 +259,46 @@ pub struct Partition {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heal {}
+
+/// Connects clusters, or takes them apart, as `isthmus connect` and `isthmus disconnect` do: by running them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Connect {
+    /// The source cluster.
+    pub from: String,
+    /// The destination clusters.
+    pub to: Vec<String>,
+    /// Who reads from whom.
+    #[serde(default)]
+    pub mode: ConnectionMode,
+    /// How long it may take until the peers are ready, or gone.
+    #[serde(default = "minute", deserialize_with = "duration")]
+    pub within: Duration,
+}
+
+/// Who reads from whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConnectionMode {
+    /// The source and each destination from each other.
+    #[default]
+    Bidirectional,
+    /// The source alone from each destination.
+    Unicast,
+    /// Each from each.
+    Mesh,
+}
+
+impl ConnectionMode {
+    /// As the command line spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bidirectional => "bidirectional",
+            Self::Unicast => "unicast",
+            Self::Mesh => "mesh",
+        }
+    }
+}
 
 /// Asks a cluster's clustermesh-apiserver how a peer is.
 #[derive(Debug, Clone, Deserialize)]
@@ -371,12 +450,20 @@ impl fmt::Display for PodRef {
     }
 }
 
+fn yes() -> String {
+    "True".into()
+}
+
 fn default_namespace() -> String {
     "default".into()
 }
 
 fn half_a_minute() -> Duration {
     Duration::from_secs(30)
+}
+
+fn minute() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn http() -> u16 {

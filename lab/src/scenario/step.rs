@@ -6,10 +6,16 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::action::{
-    Annotate, Apply, Capture, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext, Request,
-    RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
+    Annotate, Apply, Capture, Connect, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext,
+    Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
+use crate::programs;
 use crate::spec::Encryption;
+
+/// Instead of a daemon's name, behind a cluster's: the clustermesh-apiserver that leads.
+pub(crate) const LEADER: &str = "leader";
+/// Instead of a daemon's name, behind a node's: the clustermesh-apiserver that the node's agent reads from.
+pub(crate) const GATEWAY: &str = "gateway";
 
 use super::reach::{Attempts, Connects, Cut, EndAttempts, Expect, Flow, GoesOn};
 
@@ -45,6 +51,8 @@ pub enum Verb {
     Pause(String),
     Resume(String),
     Restart(String),
+    Connect(Connect),
+    Disconnect(Connect),
     Status(Status),
     Capture(Capture),
     Forge(Forge),
@@ -80,6 +88,8 @@ pub(super) struct FileStep {
     pause: Option<String>,
     resume: Option<String>,
     restart: Option<String>,
+    connect: Option<Connect>,
+    disconnect: Option<Connect>,
     status: Option<Status>,
     capture: Option<Capture>,
     forge: Option<Forge>,
@@ -95,7 +105,8 @@ pub(super) struct FileStep {
 }
 
 const ONE_VERB: &str = "a step has exactly one of apply, annotate, label, scale, delete, wait, request, traffic, \
-                        endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, status, \
+                        endTraffic, observe, exec, partition, heal, kill, pause, resume, restart, connect, \
+                        disconnect, status, \
                         capture, forge, rotateKey, encryption, connects, flow, goesOn, cut, \
                         attempts, endAttempts";
 
@@ -119,6 +130,8 @@ impl Step {
         verbs.extend(step.pause.map(Verb::Pause));
         verbs.extend(step.resume.map(Verb::Resume));
         verbs.extend(step.restart.map(Verb::Restart));
+        verbs.extend(step.connect.map(Verb::Connect));
+        verbs.extend(step.disconnect.map(Verb::Disconnect));
         verbs.extend(step.status.map(Verb::Status));
         verbs.extend(step.capture.map(Verb::Capture));
         verbs.extend(step.forge.map(Verb::Forge));
@@ -176,6 +189,9 @@ impl Verb {
             Self::Observe(o) => known(&o.answers, clusters, "observe.answers"),
             Self::Exec(e) => known([&e.pod.cluster], clusters, "exec.pod"),
             Self::Partition(p) => known([&p.from, &p.to], clusters, "partition"),
+            Self::Connect(c) | Self::Disconnect(c) => {
+                known(c.to.iter().chain([&c.from]), clusters, "connect")
+            }
             Self::Status(s) => known([&s.cluster, &s.peer], clusters, "status"),
             Self::Capture(c) => {
                 known(&c.answers, clusters, "capture.answers")?;
@@ -195,6 +211,23 @@ impl Verb {
         }
     }
 
+    /// What makes it a step that only a lab can do; `None` when kind can do it as well.
+    pub fn needs_lab(&self) -> Option<&'static str> {
+        let pod =
+            |daemon: &str| daemon.ends_with(programs::APISERVER) || daemon.ends_with(programs::NODE_AGENT);
+        match self {
+            Self::Kill(_) => Some("a kubelet starts at once what was killed"),
+            Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) if !pod(daemon) => {
+                Some("on kind it is no pod of its own")
+            }
+            Self::Capture(_) => Some("it taps every wire"),
+            Self::Forge(_) => Some("it sends packets as a node would that lies"),
+            Self::RotateKey(_) => Some("it names a node of the lab"),
+            Self::Encryption(_) => Some("it starts every agent with other flags"),
+            _ => None,
+        }
+    }
+
     /// For steps that say nothing of themselves.
     fn describe(&self) -> String {
         let list = |clusters: &[String]| clusters.join(" and ");
@@ -204,8 +237,11 @@ impl Verb {
             Self::Label(a) => format!("label {} in {}", a.object, list(&a.clusters)),
             Self::Scale(s) => format!("scale {} in {} to {}", s.deployment, list(&s.clusters), s.replicas),
             Self::Delete(d) => format!("delete {} in {}", d.object, list(&d.clusters)),
-            Self::Wait(w) if w.until == Until::Gone => format!("wait until {} is gone", w.object),
-            Self::Wait(w) => format!("wait until {} is ready", w.object),
+            Self::Wait(w) => match &w.until {
+                Until::Gone => format!("wait until {} is gone", w.object),
+                Until::Ready => format!("wait until {} is ready", w.object),
+                Until::Condition(c) => format!("wait until {} has {}={}", w.object, c.condition, c.is),
+            },
             Self::Request(r) => format!("{} asks {} {} times", r.target.from, r.target.service, r.count),
             Self::Traffic(t) => format!("{} asks {} all the time", t.target.from, t.target.service),
             Self::EndTraffic(e) => format!("end traffic {}", e.name),
@@ -218,6 +254,12 @@ impl Verb {
             Self::Pause(d) => format!("pause {d}"),
             Self::Resume(d) => format!("let {d} go on"),
             Self::Restart(d) => format!("restart {d}"),
+            Self::Connect(c) => {
+                format!("isthmus connect --context {} --destination-context {}", c.from, c.to.join(","))
+            }
+            Self::Disconnect(c) => {
+                format!("isthmus disconnect --context {} --destination-context {}", c.from, c.to.join(","))
+            }
             Self::Status(s) if s.connected => format!("{} is connected to {}", s.cluster, s.peer),
             Self::Status(s) => format!("{} has lost {}", s.cluster, s.peer),
             Self::Capture(c) => {

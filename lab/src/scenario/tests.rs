@@ -70,6 +70,33 @@ fn clusters_are_checked() {
     assert!(of("[{name: a, id: 1}, {name: a, id: 2}]").contains("another cluster"));
     assert!(of("[{name: a, id: 1, peers: [b]}]").contains("none of the other clusters"));
     assert!(of("[{name: a, id: 1, nodes: 0}]").contains("nodes"));
+    assert!(of("[{name: a, id: 1, replicas: 9}]").contains("replicas: 1 to 8"));
+}
+
+#[test]
+fn what_is_waited_for_is_a_word_or_a_condition() {
+    let until = |until: &str| {
+        let step =
+            format!("steps:\n- wait: {{clusters: [alpha], object: clusterpeer/beta, until: {until}}}\n");
+        parse(&step).map(|scenario| match &scenario.steps[0].verb {
+            Verb::Wait(wait) => wait.until.clone(),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(until("gone"), Ok(Until::Gone));
+    let condition = |is: &str, reason: Option<&str>| {
+        Ok(Until::Condition(ObjectCondition {
+            condition: "Ready".into(),
+            is: is.into(),
+            reason: reason.map(str::to_owned),
+        }))
+    };
+    assert_eq!(until("{condition: Ready}"), condition("True", None));
+    assert_eq!(
+        until("{condition: Ready, is: \"False\", reason: Draining}"),
+        condition("False", Some("Draining"))
+    );
+    assert!(until("soon").unwrap_err().contains("ready, gone or {condition: TYPE}"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use isthmus_lab::Lab;
 use isthmus_lab::cleanup;
 use isthmus_lab::names::{Families, LabName};
-use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Store};
+use isthmus_lab::spec::{ClusterSpec, Encryption, LabSpec, Peering, Store};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -19,6 +19,7 @@ pub async fn plain_lab(name: &str, families: Families, nodes: usize) -> Lab {
         name: name.into(),
         id,
         nodes: (1..=nodes).map(|n| format!("{name}-node{n}")).collect(),
+        replicas: 1,
         peers: Vec::new(),
     };
     let spec = LabSpec {
@@ -28,6 +29,9 @@ pub async fn plain_lab(name: &str, families: Families, nodes: usize) -> Lab {
         store: Store::Memory,
         max_connected_clusters: 255,
         encryption: Encryption::default(),
+        peering: Peering::default(),
+        connected: true,
+        drain_grace: None,
         mesh: false,
         clusters: vec![cluster("alpha", 1), cluster("beta", 2)],
     };

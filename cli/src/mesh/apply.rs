@@ -1,0 +1,82 @@
+//! Writes Secrets, once it is known that all of them can be written: half a connection helps nobody.
+
+use isthmus_crds::peer::CONNECT_ANNOTATION;
+use k8s_openapi::api::core::v1::Secret;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+
+use super::checks::Finding;
+use super::contexts::Api;
+use super::error::Refusal;
+use super::exchange::{Change, FIELD_MANAGER, Step};
+
+/// Asks the API server whether it would take the Secret. Nothing is written.
+pub(crate) async fn rehearse(api: &Api, step: &Step) -> Result<(), Finding> {
+    if step.change == Change::Unchanged {
+        return Ok(());
+    }
+    write(api, step, true).await.map(|_| ()).map_err(|refusal| finding(api, step, &refusal))
+}
+
+/// Writes the Secret, and says whether that changed anything.
+pub(crate) async fn apply(api: &Api, step: &Step) -> Result<Change, Refusal> {
+    if step.change == Change::Unchanged {
+        return Ok(Change::Unchanged);
+    }
+    write(api, step, false).await?;
+    Ok(step.change)
+}
+
+async fn write(api: &Api, step: &Step, dry_run: bool) -> Result<Secret, Refusal> {
+    let mut params = PatchParams::apply(FIELD_MANAGER);
+    params.dry_run = dry_run;
+    params.force = step.force;
+    let secrets = api.namespaced::<Secret>();
+    let name = step.name();
+    // kube fills in neither for typed objects, and the API server wants both.
+    let mut patch = serde_json::to_value(&step.secret).unwrap_or_default();
+    patch["apiVersion"] = json!("v1");
+    patch["kind"] = json!("Secret");
+    let written = secrets.patch(&name, &params, &Patch::Apply(patch)).await;
+    written.map_err(|error| api.refused(format!("write Secret {}/{name}", api.namespace), error))
+}
+
+fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
+    let (problem, advice) = match refusal.status().map(|status| status.code) {
+        Some(409) => (
+            format!(
+                "Secret {}/{} was written by somebody else, and differs: {}",
+                api.namespace,
+                step.name(),
+                refusal.problem()
+            ),
+            "change it where it is kept, or give --force to take it over".to_owned(),
+        ),
+        Some(404) => (
+            format!("there is no namespace {}", api.namespace),
+            "install Isthmus there, or give --namespace".to_owned(),
+        ),
+        _ => (refusal.problem(), refusal.advice()),
+    };
+    Finding::error(&[&api.context], problem, advice)
+}
+
+/// Tells a cluster to stop reading from a peer.
+pub(crate) async fn disconnect(api: &Api, secret: &Secret) -> Result<(), Refusal> {
+    let name = secret.name_any();
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let patch = json!({"metadata": {"annotations": {CONNECT_ANNOTATION: "false"}}});
+    let done = api.namespaced::<Secret>().patch(&name, &params, &Patch::Merge(patch)).await;
+    done.map(|_| ()).map_err(|error| api.refused(format!("annotate Secret {}/{name}", api.namespace), error))
+}
+
+/// Makes a cluster forget a peer. One that is gone already is no error.
+pub(crate) async fn delete(api: &Api, secret: &Secret) -> Result<(), Refusal> {
+    let name = secret.name_any();
+    match api.namespaced::<Secret>().delete(&name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(api.refused(format!("delete Secret {}/{name}", api.namespace), error)),
+    }
+}

@@ -1,0 +1,170 @@
+//! The clusters a command is about: contexts of the kubeconfig, each with a client that does not wait for ever.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use isthmus_crds::names;
+use kube::Client;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+
+use super::certificates;
+use super::error::{MeshError, Refusal};
+
+/// How long a connection to an API server may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an answer may take. Nothing here watches: an open answer is a dead one.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Where clusters are found, and Isthmus in them.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KubeArgs {
+    /// The kubeconfig file; $KUBECONFIG, which may name several, or ~/.kube/config when left out
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The namespace Isthmus runs in, in every cluster
+    #[arg(short, long, env = "ISTHMUS_NAMESPACE", default_value = names::DEFAULT_NAMESPACE)]
+    pub(crate) namespace: String,
+}
+
+/// What the kubeconfig offers.
+#[derive(Debug)]
+pub(crate) struct Contexts {
+    kubeconfig: Kubeconfig,
+    namespace: String,
+}
+
+/// One cluster's API, through a context.
+#[derive(Clone)]
+pub(crate) struct Api {
+    /// The context's name.
+    pub(crate) context: String,
+    /// Where the API is, as the kubeconfig has it.
+    pub(crate) server: String,
+    /// Isthmus's namespace.
+    pub(crate) namespace: String,
+    /// The connection.
+    pub(crate) client: Client,
+    /// When the client certificate that the kubeconfig holds is no longer valid.
+    pub(crate) certificate_ends: Option<DateTime<Utc>>,
+}
+
+impl KubeArgs {
+    /// Reads the kubeconfig; asks no cluster anything.
+    pub(crate) fn contexts(&self) -> Result<Contexts, MeshError> {
+        let read = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path),
+            None => Kubeconfig::read(),
+        };
+        let kubeconfig = read.map_err(|error| {
+            let which = match &self.kubeconfig {
+                Some(path) => path.display().to_string(),
+                None => std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
+            };
+            MeshError::Kubeconfig { which, why: chain(&error) }
+        })?;
+        Ok(Contexts { kubeconfig, namespace: self.namespace.clone() })
+    }
+}
+
+impl Contexts {
+    /// The context that `kubectl` would use.
+    pub(crate) fn current(&self) -> Result<String, MeshError> {
+        let current = self.kubeconfig.current_context.clone().filter(|name| !name.is_empty());
+        current.ok_or_else(|| MeshError::NoCurrentContext { known: self.known() })
+    }
+
+    /// The named one, or that `kubectl` would use.
+    pub(crate) fn or_current(&self, name: Option<&str>) -> Result<String, MeshError> {
+        name.map_or_else(|| self.current(), |name| Ok(name.to_owned()))
+    }
+
+    /// A client for a context. No request is made yet.
+    pub(crate) async fn open(&self, context: &str) -> Result<Api, MeshError> {
+        let Some(named) = self.kubeconfig.contexts.iter().find(|named| named.name == context) else {
+            return Err(MeshError::NoSuchContext { context: context.to_owned(), known: self.known() });
+        };
+        let unusable = |why: String| MeshError::UnusableContext { context: context.to_owned(), why };
+        let options = KubeConfigOptions { context: Some(context.to_owned()), ..Default::default() };
+        let config = kube::Config::from_custom_kubeconfig(self.kubeconfig.clone(), &options).await;
+        let mut config = config.map_err(|error| unusable(chain(&error)))?;
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(ANSWER);
+        config.write_timeout = Some(ANSWER);
+        // Connections are used again after seconds of idling between polls.
+        config.reset_reader_on_write = true;
+        // Waiting is ours to do, and to tell.
+        config.default_retry = false;
+        let server = config.cluster_url.to_string();
+        let user = named.context.as_ref().and_then(|context| context.user.as_deref());
+        let certificate_ends = user.and_then(|user| self.certificate_ends(user));
+        let client = Client::try_from(config).map_err(|error| unusable(chain(&error)))?;
+        Ok(Api {
+            context: context.to_owned(),
+            server: server.trim_end_matches('/').to_owned(),
+            namespace: self.namespace.clone(),
+            client,
+            certificate_ends,
+        })
+    }
+
+    fn known(&self) -> Vec<String> {
+        self.kubeconfig.contexts.iter().map(|named| named.name.clone()).collect()
+    }
+
+    /// An expired certificate is the usual reason for an API server's refusal, which does not say so.
+    fn certificate_ends(&self, user: &str) -> Option<DateTime<Utc>> {
+        let found = self.kubeconfig.auth_infos.iter().find(|info| info.name == user)?;
+        let pem = client_certificate(found.auth_info.as_ref()?)?;
+        Some(certificates::parse(&pem).ok()?.first()?.not_after)
+    }
+}
+
+impl Api {
+    /// Objects in Isthmus's namespace.
+    pub(crate) fn namespaced<K>(&self) -> kube::Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        kube::Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Objects of the whole cluster.
+    pub(crate) fn global<K: kube::Resource<DynamicType = ()>>(&self) -> kube::Api<K> {
+        kube::Api::all(self.client.clone())
+    }
+
+    /// Says in words why the API did not do what was asked.
+    pub(crate) fn refused(&self, doing: impl Into<String>, source: kube::Error) -> Refusal {
+        Refusal {
+            context: self.context.clone(),
+            server: self.server.clone(),
+            doing: doing.into(),
+            certificate_ends: self.certificate_ends,
+            source: Box::new(source),
+        }
+    }
+}
+
+fn client_certificate(info: &AuthInfo) -> Option<Vec<u8>> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    if let Some(data) = &info.client_certificate_data {
+        return STANDARD.decode(data.trim()).ok();
+    }
+    std::fs::read(info.client_certificate.as_ref()?).ok()
+}
+
+/// An error and what caused it, once each.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,400 @@
+//! `isthmus connect`, `disconnect`, `peers` and `status` against two Kubernetes APIs, as a user runs them.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+
+use std::process::Output;
+
+use isthmus_crds::ClusterInfo;
+use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::ResourceExt;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use cluster::{Cluster, DEADLINE, NAMESPACE, Setup, info};
+
+const ALPHA: Setup = Setup { name: "alpha", id: 1, net: 1 };
+const BETA: Setup = Setup { name: "beta", id: 2, net: 2 };
+
+/// Two clusters, and a kubeconfig with a context for each, and one for a cluster that is gone.
+struct World {
+    alpha: Cluster,
+    beta: Cluster,
+    folder: TempDir,
+}
+
+struct Answer {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    #[track_caller]
+    fn fails_saying(&self, what: &[&str]) {
+        assert_eq!(self.code, 1, "{self}");
+        for what in what {
+            assert!(self.err.contains(what), "it says {what:?}: {self}");
+        }
+    }
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit status {}\n{}\n{}", self.code, self.out, self.err)
+    }
+}
+
+impl World {
+    async fn start() -> Self {
+        Self::of(Cluster::start(ALPHA).await, Cluster::start(BETA).await)
+    }
+
+    fn of(alpha: Cluster, beta: Cluster) -> Self {
+        // A port that nobody listens on any more.
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let servers = [("alpha", &alpha.server), ("beta", &beta.server), ("gone", &format!("http://{gone}"))];
+        let named = |name: &str, what: &str, value: Value| json!({"name": name, what: value});
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "kind-alpha",
+            "clusters": servers.map(|(name, server)| named(name, "cluster", json!({"server": server}))),
+            "users": [{"name": "me", "user": {}}],
+            "contexts": servers.map(|(name, _)| {
+                named(&format!("kind-{name}"), "context", json!({"cluster": name, "user": "me"}))
+            }),
+        });
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config"), kubeconfig.to_string()).unwrap();
+        Self { alpha, beta, folder }
+    }
+
+    fn command(&self, args: &str) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_isthmus"));
+        command.args(args.split_whitespace()).env("KUBECONFIG", self.folder.path().join("config"));
+        command.env_remove("ISTHMUS_NAMESPACE").stdin(std::process::Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    async fn isthmus(&self, args: &str) -> Answer {
+        let output =
+            tokio::time::timeout(DEADLINE, self.command(args).output()).await.expect("an end").unwrap();
+        let Output { status, stdout, stderr } = output;
+        Answer {
+            code: status.code().unwrap(),
+            out: String::from_utf8(stdout).unwrap(),
+            err: String::from_utf8(stderr).unwrap(),
+        }
+    }
+}
+
+const CONNECT: &str = "connect --context kind-alpha --destination-context kind-beta";
+const DISCONNECT: &str = "disconnect --context kind-alpha --destination-context kind-beta";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clusters_are_connected_and_taken_apart_again() {
+    let world = World::start().await;
+    let first = world.isthmus(CONNECT).await;
+    assert_eq!(first.code, 0, "{first}");
+    for said in ["kind-alpha: Secret isthmus-system/peer-beta created", "kind-beta: alpha is Ready"] {
+        assert!(first.err.contains(said), "{first}");
+    }
+    let row = first.out.lines().find(|line| line.starts_with("kind-alpha")).unwrap();
+    assert!(
+        row.contains("beta") && row.contains("yes") && row.contains("https://172.18.2.1:32379"),
+        "{first}"
+    );
+
+    let known = world.alpha.secret("peer-beta").await.unwrap();
+    let peer = PeerSecret::parse(&known).unwrap();
+    assert!(peer.connect && peer.identity.is_none(), "no key has gone anywhere");
+    assert_eq!(peer.endpoints[0].to_string(), "https://172.18.2.1:32379");
+    assert_eq!(known.labels()["app.kubernetes.io/managed-by"], "isthmus-cli");
+
+    let again = world.isthmus(&format!("{CONNECT} -o json")).await;
+    assert_eq!(again.code, 0, "{again}");
+    let report = again.json();
+    assert_eq!(report["ready"], true);
+    assert_eq!(
+        report["secrets"],
+        json!([
+            {"context": "kind-alpha", "namespace": NAMESPACE, "name": "peer-beta", "peer": "beta", "connects": true,
+             "change": "unchanged"},
+            {"context": "kind-beta", "namespace": NAMESPACE, "name": "peer-alpha", "peer": "alpha", "connects": true,
+             "change": "unchanged"},
+        ])
+    );
+    assert_eq!(report["peers"][0]["peer"], "beta");
+    assert_eq!(report["peers"][0]["counts"]["endpoints"], 4);
+    let after = world.alpha.secret("peer-beta").await.unwrap();
+    assert_eq!(after.resource_version(), known.resource_version(), "unchanged means untouched");
+
+    let peers = world.isthmus("peers --context kind-alpha,kind-beta -o json").await;
+    assert_eq!((peers.code, peers.json()["peers"].as_array().unwrap().len()), (0, 2), "{peers}");
+    let status = world.isthmus("status --context kind-alpha,kind-beta").await;
+    assert_eq!(status.code, 0, "{status}");
+
+    let apart = world.isthmus(DISCONNECT).await;
+    assert_eq!(apart.code, 0, "{apart}");
+    assert!(apart.err.contains("nothing of beta is left"), "{apart}");
+    let known = world.alpha.secret("peer-beta").await.unwrap();
+    assert_eq!(known.annotations()[CONNECT_ANNOTATION], "false");
+    assert_eq!(world.beta.peers().await, Vec::<String>::new());
+    let again = world.isthmus(&format!("{DISCONNECT} -o json")).await;
+    assert_eq!((again.code, &again.json()["secrets"][0]["change"]), (0, &json!("unchanged")), "{again}");
+
+    let back = world.isthmus(CONNECT).await;
+    assert!(back.code == 0 && back.err.contains("peer-beta updated"), "{back}");
+    let forgotten = world.isthmus(&format!("{DISCONNECT} --delete")).await;
+    assert_eq!(forgotten.code, 0, "{forgotten}");
+    assert!(
+        world.alpha.secret("peer-beta").await.is_none() && world.beta.secret("peer-alpha").await.is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_get_ready_is_told_of_with_the_reason() {
+    let world = World::start().await;
+    world.beta.set_healthy(false);
+    let late = world.isthmus(&format!("{CONNECT} --wait-duration 3s")).await;
+    late.fails_saying(&[
+        "kind-alpha: beta is Ready",
+        "not connected within 3 s",
+        "kind-beta: alpha is not Ready: connection refused; is a firewall in between? (Unreachable)",
+        "The Secrets stay",
+    ]);
+    let peers = world.isthmus("peers --context kind-beta").await;
+    peers.fails_saying(&["is a firewall in between?"]);
+    let status = world.isthmus("status --context kind-beta").await;
+    assert_eq!(status.code, 1, "{status}");
+    assert!(status.out.contains("1. ") && status.out.contains("is a firewall in between?"), "{status}");
+    let json = world.isthmus(&format!("{CONNECT} --wait-duration 1s -o json")).await;
+    assert_eq!((json.code, &json.json()["ready"]), (1, &json!(false)), "{json}");
+    assert_eq!(json.err, "", "JSON is for programs");
+    world.beta.set_healthy(true);
+    let well = world.isthmus(CONNECT).await;
+    assert_eq!(well.code, 0, "{well}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_wait_says_what_stays() {
+    let world = World::start().await;
+    world.beta.set_healthy(false);
+    let mut command = world.command(CONNECT);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
+    let written = async {
+        while world.beta.peers().await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, written).await.expect("the Secrets are written");
+    // Interrupted until it has begun to wait, which alone ends it so.
+    let ended = child.wait_with_output();
+    let interrupt = async {
+        loop {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    let output = tokio::select! {
+        output = tokio::time::timeout(DEADLINE, ended) => output.expect("an end").unwrap(),
+        () = interrupt => unreachable!("it has no end"),
+    };
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("interrupted") && text.contains("The Secrets stay"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_speaks_against_it_is_told_at_once_and_nothing_is_written() {
+    let alpha = Cluster::start(ALPHA).await;
+    let beta = Cluster::start(Setup { name: "beta", id: 1, net: 1 }).await;
+    let world = World::of(alpha, beta);
+    let refused = world.isthmus(CONNECT).await;
+    refused.fails_saying(&[
+        "✗ kind-alpha, kind-beta: both clusters have id 1",
+        "10.1.0.0/24 is used for pods in kind-alpha and for pods in kind-beta",
+        "10.101.0.0/16 is used for Services in kind-alpha and for Services in kind-beta",
+        "both have the InternalIP 172.18.1.1",
+        "nothing was written; 4 of the above",
+    ]);
+    let json = world.isthmus(&format!("{CONNECT} -o json")).await;
+    assert_eq!((json.code, json.json()["findings"].as_array().unwrap().len()), (1, 4), "{json}");
+    assert!(
+        world.alpha.secret("peer-beta").await.is_none() && world.beta.secret("peer-alpha").await.is_none()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_that_are_not_there_are_named_with_what_to_do() {
+    let alpha = Cluster::start(ALPHA).await;
+    let world = World::of(alpha, Cluster::without_isthmus(&BETA).await);
+    world
+        .isthmus(CONNECT)
+        .await
+        .fails_saying(&["✗ kind-beta: Isthmus is not installed", "kubectl --context kind-beta apply"]);
+    let gone = "connect --context kind-alpha --destination-context kind-gone,kind-none";
+    world.isthmus(gone).await.fails_saying(&[
+        "✗ kind-gone: cannot ask for the version: http://127.0.0.1:",
+        "refuses connections",
+        "is the cluster running",
+        "the kubeconfig has no such context; it has kind-alpha, kind-beta, kind-gone",
+    ]);
+    let twice = world.isthmus("connect --context kind-alpha --destination-context kind-alpha").await;
+    assert_eq!(twice.code, 2, "{twice}");
+    assert_eq!(world.isthmus("connect").await.code, 2);
+    let status = world.isthmus("status --context kind-gone").await;
+    assert!(status.code == 1 && status.out.contains("refuses connections"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_gone_can_be_disconnected_from() {
+    let world = World::start().await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let both = "disconnect --context kind-alpha --destination-context kind-gone";
+    world.isthmus(both).await.fails_saying(&["--destination-cluster NAME", "nothing was changed"]);
+    let one = world.isthmus("disconnect --destination-cluster beta").await;
+    assert_eq!(one.code, 0, "{one}");
+    assert_eq!(world.alpha.peers().await, Vec::<String>::new());
+    assert_eq!(world.beta.peers().await, ["alpha"], "the other side is as it was");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_way_connections_need_a_shared_ca() {
+    let world = World::start().await;
+    let one_way = format!("{CONNECT} --connection-mode unicast -o json");
+    let refused = world.isthmus(&one_way).await;
+    assert_eq!(refused.code, 1, "{refused}");
+    assert!(
+        refused.json()["findings"][0]["problem"].as_str().unwrap().contains("their CAs differ"),
+        "{refused}"
+    );
+
+    let shared = info("alpha", 1);
+    world.alpha.publish(&shared).await;
+    world.beta.publish(&ClusterInfo { ca: shared.ca, ..info("beta", 2) }).await;
+    let connected = world.isthmus(&one_way).await;
+    assert_eq!(
+        (connected.code, connected.json()["secrets"].as_array().unwrap().len()),
+        (0, 1),
+        "{connected}"
+    );
+    assert_eq!((world.alpha.peers().await, world.beta.peers().await), (vec!["beta".into()], vec![]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_writes_nothing_and_says_what_would_be_written() {
+    let world = World::start().await;
+    let dry = world.isthmus(&format!("{CONNECT} --dry-run")).await;
+    assert!(dry.code == 0 && dry.out.contains("would be created"), "{dry}");
+    assert!(world.alpha.secret("peer-beta").await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_those_of_the_service_or_those_that_are_given() {
+    let world = World::start().await;
+    let services = world.beta.namespaced::<Service>();
+    services.delete("clustermesh-apiserver", &DeleteParams::default()).await.unwrap();
+    let ports = json!([{"port": 2379}]);
+    world
+        .beta
+        .create::<Service>(json!({"metadata": {"name": "clustermesh-apiserver"}, "spec": {"ports": ports}}))
+        .await;
+    world.isthmus(CONNECT).await.fails_saying(&["type ClusterIP", "--destination-endpoint"]);
+
+    let given = world.isthmus(&format!("{CONNECT} --destination-endpoint beta.example:1")).await;
+    assert_eq!(given.code, 0, "{given}");
+    let known = PeerSecret::parse(&world.alpha.secret("peer-beta").await.unwrap()).unwrap();
+    assert_eq!(known.endpoints[0].to_string(), "https://beta.example:1");
+    let again = world.isthmus(&format!("{CONNECT} -o json")).await;
+    assert_eq!(again.json()["secrets"][0]["change"], "unchanged", "what was given once is kept: {again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_somebody_else_keeps_is_not_taken_over_silently() {
+    let world = World::start().await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let secrets = world.alpha.namespaced::<Secret>();
+    let kept = json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "argocd"}}});
+    secrets.patch("peer-beta", &PatchParams::default(), &Patch::Merge(kept)).await.unwrap();
+    let same = world.isthmus(CONNECT).await;
+    assert_eq!(same.code, 0, "it says what it would say: {same}");
+
+    world.beta.publish(&info("beta", 2)).await;
+    world.isthmus(CONNECT).await.fails_saying(&["peer-beta was made by argocd", "its ca.crt", "--force"]);
+    let forced = world.isthmus(&format!("{CONNECT} --force")).await;
+    assert!(
+        forced.code == 0 && forced.err.contains("kind-alpha: Secret isthmus-system/peer-beta updated"),
+        "{forced}"
+    );
+}
+
+const ROTATE: &str = "rotate-ca --context kind-alpha --destination-context kind-beta";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_is_rotated_while_peers_are_told_and_then_told_again() {
+    let world = World::start().await;
+    let rotations = world.alpha.rotate_when_asked("steady", "alpha", 1).await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let alone = world.isthmus("rotate-ca --context kind-alpha").await;
+    alone.fails_saying(&["connected to beta too", "--without-peer", "nothing was changed"]);
+
+    let rotated = world.isthmus(ROTATE).await;
+    assert_eq!(rotated.code, 0, "{rotated}");
+    assert_eq!(
+        rotated.err.matches("kind-beta: Secret isthmus-system/peer-alpha updated").count(),
+        2,
+        "{rotated}"
+    );
+    assert!(rotated.out.contains("alpha has a new CA"), "{rotated}");
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.new.as_str().trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_was_interrupted_goes_on_where_it_was() {
+    let world = World::start().await;
+    let rotations = world.alpha.rotate_when_asked("prepared", "alpha", 1).await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.both.as_str().trim());
+    let rotated = world.isthmus(&format!("{ROTATE} -o json")).await;
+    assert_eq!((rotated.code, &rotated.json()["done"]), (0, &json!(true)), "{rotated}");
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.new.as_str().trim());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_that_is_not_ours_and_a_leader_that_is_silent_are_told_of() {
+    let world = World::start().await;
+    world
+        .isthmus(ROTATE)
+        .await
+        .fails_saying(&["there is no Secret isthmus-system/isthmus-ca", "renew its CA where it is kept"]);
+    world.alpha.create::<Secret>(json!({"metadata": {"name": "isthmus-ca"}, "type": "isthmus.io/ca"})).await;
+    let silent = world.isthmus(&format!("{ROTATE} --wait-duration 2s")).await;
+    silent.fails_saying(&[
+        "alpha is not prepared",
+        "does a clustermesh-apiserver lead?",
+        "Give the command again",
+    ]);
+}
+
+async fn ca_known_of_alpha(world: &World) -> String {
+    let known = world.beta.secret("peer-alpha").await.unwrap();
+    PeerSecret::parse(&known).unwrap().ca.as_str().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scripts_for_shells_are_printed() {
+    let world = World::start().await;
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = world.isthmus(&format!("completion {shell}")).await;
+        assert!(script.code == 0 && script.out.contains("destination-context"), "{shell}: {script}");
+    }
+}
