@@ -2,14 +2,17 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+mod certificate;
 mod client;
 pub mod config;
 pub mod etcd;
 pub mod gateway;
 pub mod memory;
+mod pem;
 pub mod reader;
 mod section;
 pub mod writer;
 
+pub use certificate::{Certificate, Validity};
 pub use client::{ConnectError, RateLimits};
 pub use section::Section;

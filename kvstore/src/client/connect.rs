@@ -1,11 +1,10 @@
 //! One connection to one endpoint: TCP, TLS with certificates read now, HTTP/2 with keepalive.
 
-use std::{io::Read as _, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, ConnectOptions};
 use hyper_util::rt::TokioIo;
 use rustls::{RootCertStore, pki_types::ServerName};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -14,7 +13,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::config::{ClientConfig, Endpoint};
+use crate::config::{ClientConfig, Endpoint, IdentityError, Pem};
 
 /// How long the whole of TCP, TLS and HTTP/2 may take for one endpoint.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,25 +26,21 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// What all streams together may have in flight unread. Far more than one stream's, so that a few slow consumers do
 /// not hold back the others, the heartbeat among them.
 const CONNECTION_WINDOW: u32 = 64 << 20;
-/// The largest PEM file that is read, in bytes.
-const MAX_PEM_BYTES: u64 = 1 << 20;
 
 /// Why no endpoint could be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// A certificate or key file is missing or unusable.
-    #[error("cannot use {field} {path}: {reason}")]
-    Material {
-        /// The field of the client configuration.
-        field: &'static str,
-        /// The file.
-        path: String,
-        /// What is wrong with it.
+    /// The authorities that are trusted cannot be read.
+    #[error("{field} {reason}")]
+    Authority {
+        /// Where they should be.
+        field: String,
+        /// What is wrong with them.
         reason: String,
     },
     /// The certificate and the key do not make an identity together.
-    #[error("cert-file and key-file cannot be used together: {0}")]
-    Identity(#[source] rustls::Error),
+    #[error("this side's identity: {0}")]
+    Identity(#[source] IdentityError),
     /// The endpoint's host is neither a DNS name nor an address.
     #[error("{endpoint}: the host is not a valid name for TLS")]
     ServerName {
@@ -122,8 +117,9 @@ async fn connect_to(config: &ClientConfig, endpoint: &Endpoint) -> Result<Client
     match tls {
         None => over(config, endpoint, tcp).await,
         Some(tls) => {
-            let name = ServerName::try_from(endpoint.host.clone())
-                .map_err(|_| ConnectError::ServerName { endpoint: endpoint.clone() })?;
+            let name =
+                ServerName::try_from(config.server_name.clone().unwrap_or_else(|| endpoint.host.clone()))
+                    .map_err(|_| ConnectError::ServerName { endpoint: endpoint.clone() })?;
             let stream = TlsConnector::from(Arc::new(tls))
                 .connect(name, tcp)
                 .await
@@ -169,48 +165,32 @@ where
 fn tls_config(config: &ClientConfig) -> Result<rustls::ClientConfig, ConnectError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
-    if let Some(path) = &config.trusted_ca_file {
-        let material = |reason: String| material("trusted-ca-file", path, reason);
-        for certificate in CertificateDer::pem_slice_iter(&read("trusted-ca-file", path)?) {
-            let certificate = certificate.map_err(|error| material(error.to_string()))?;
-            roots.add(certificate).map_err(|error| material(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(material("holds no PEM certificate".into()));
+    if let Some(trusted) = &config.trusted_ca {
+        let unusable = |reason| ConnectError::Authority { field: place(trusted), reason };
+        for certificate in trusted.certificates().map_err(|error| unusable(error.to_string()))? {
+            roots.add(certificate).map_err(|error| unusable(format!("cannot be used: {error}")))?;
         }
     }
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(ConnectError::Identity)?
+        .map_err(|error| ConnectError::Identity(IdentityError::Mismatch(error)))?
         .with_root_certificates(roots);
     let mut tls = match &config.identity {
         None => builder.with_no_client_auth(),
-        Some(files) => {
-            let certificates = CertificateDer::pem_slice_iter(&read("cert-file", &files.cert_file)?)
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| material("cert-file", &files.cert_file, error.to_string()))?;
-            if certificates.is_empty() {
-                return Err(material("cert-file", &files.cert_file, "holds no PEM certificate".into()));
-            }
-            let key = PrivateKeyDer::from_pem_slice(&read("key-file", &files.key_file)?)
-                .map_err(|error| material("key-file", &files.key_file, error.to_string()))?;
-            builder.with_client_auth_cert(certificates, key).map_err(ConnectError::Identity)?
+        Some(identity) => {
+            let certified = identity.current().map_err(ConnectError::Identity)?;
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
         }
     };
     tls.alpn_protocols = vec![b"h2".to_vec()];
     Ok(tls)
 }
 
-fn read(field: &'static str, path: &Path) -> Result<Vec<u8>, ConnectError> {
-    let mut pem = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_PEM_BYTES).read_to_end(&mut pem))
-        .map_err(|error| material(field, path, error.to_string()))?;
-    Ok(pem)
-}
-
-fn material(field: &'static str, path: &Path, reason: String) -> ConnectError {
-    ConnectError::Material { field, path: path.display().to_string(), reason }
+fn place(pem: &Pem) -> String {
+    match pem {
+        Pem::File(path) => format!("trusted-ca-file {}", path.display()),
+        Pem::Text(_) => "the trusted authority".into(),
+    }
 }
 
 /// An error with its causes, which tonic's `Display` leaves out.

@@ -1,6 +1,7 @@
 //! One client's connection: the handshake, who the client is, and how its requests reach the services.
 
 use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -11,6 +12,8 @@ use hyper::body::{Body as HttpBody, Frame, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -20,13 +23,14 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Request, Status};
 use tower::ServiceExt;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use tracing::Instrument as _;
 
 use super::grants::{ClientGrants, Grants};
 use super::limits::{GatewayLimits, Quota, Reserved};
 use super::refusal::refusal;
 use super::reply;
-use super::tls::TlsReloader;
+use super::tls::Handshakes;
+use crate::certificate::CommonName;
 use crate::memory::KeyRange;
 
 /// Calls of one connection that are read and answered at a time; further ones wait unread. Watches are not counted.
@@ -40,12 +44,17 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const SEND_BUFFER: usize = 64 << 10;
 /// The pieces in which large messages are handed to the HTTP/2 layer.
 const PIECE_BYTES: usize = 64 << 10;
+/// Clients whose authority is no longer trusted are disconnected within this time.
+const PARTING: Duration = Duration::from_secs(3);
+/// How long, and how much, a client whose handshake failed may go on sending.
+const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_READS: usize = 16;
 /// How long requests may take to end once the gateway shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// What all connections share.
 pub(super) struct Connections {
-    pub(super) tls: TlsReloader,
+    pub(super) tls: Handshakes,
     pub(super) grants: Grants,
     pub(super) routes: Routes,
     pub(super) limits: GatewayLimits,
@@ -91,17 +100,17 @@ impl Client {
 impl Connections {
     pub(super) async fn serve(&self, stream: TcpStream) {
         let peer = stream.peer_addr().ok();
-        let acceptor = TlsAcceptor::from(self.tls.config());
-        let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(stream));
-        let stream = tokio::select! {
+        let span = tracing::warn_span!("handshake", peer = peer.map(tracing::field::display));
+        let handshake = tokio::time::timeout(self.limits.handshake_timeout, self.handshake(stream));
+        let Accepted { stream, identity } = tokio::select! {
             () = self.shutdown.cancelled() => return,
-            result = handshake => match result {
-                Ok(Ok(stream)) => stream,
+            result = handshake.instrument(span) => match result {
+                Ok(Ok(accepted)) => accepted,
                 Ok(Err(error)) => return tracing::debug!(?peer, %error, "TLS handshake failed"),
                 Err(_) => return tracing::debug!(?peer, "TLS handshake not finished in time"),
             },
         };
-        let name = common_name(&stream);
+        let name = identity.name();
         let client = Client {
             grants: Arc::new(self.grants.of(name.as_deref())),
             watches: self.watches.child(self.limits.watch_bytes_per_connection),
@@ -109,8 +118,46 @@ impl Connections {
             request_timeout: self.limits.request_timeout,
         };
         tracing::debug!(?peer, client = ?name, "connected");
-        self.serve_requests(stream, client).await;
+        tokio::select! {
+            () = self.serve_requests(stream, client) => {}
+            () = self.distrusted(&identity) => {
+                tracing::info!(?peer, client = ?name, "the client's authority is no longer trusted: disconnecting it");
+            }
+        }
         tracing::debug!(?peer, client = ?name, "disconnected");
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> io::Result<Accepted> {
+        let since = UnixTime::now();
+        let accept = TlsAcceptor::from(self.tls.config()).accept(stream).into_fallible();
+        match accept.await {
+            Ok(stream) => {
+                let (_, session) = stream.get_ref();
+                let chain = session.peer_certificates().unwrap_or_default();
+                let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+                Ok(Accepted { stream, identity: ClientIdentity { chain, since } })
+            }
+            Err((error, stream)) => {
+                part(stream).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the client would not be let in any more, if that may happen to an open connection.
+    async fn distrusted(&self, client: &ClientIdentity) {
+        let Some(mut trust) = self.tls.trust() else { return std::future::pending().await };
+        loop {
+            // Also before the first change: there may have been one during the handshake.
+            let verifier = trust.borrow_and_update().clone();
+            if !verifier.still_trusts(&client.chain, client.since) {
+                // Not all of an authority's clients at once: each reads everything anew from wherever it goes.
+                return tokio::time::sleep(PARTING.mul_f64(fastrand::f64())).await;
+            }
+            if trust.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     async fn serve_requests(&self, stream: TlsStream<TcpStream>, client: Client) {
@@ -225,11 +272,41 @@ impl HttpBody for Delivered {
     }
 }
 
-/// The common name of the certificate that the client showed, and that its authority signed.
-fn common_name(stream: &TlsStream<TcpStream>) -> Option<String> {
-    let (_, session) = stream.get_ref();
-    let certificate = session.peer_certificates()?.first()?;
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(name.to_owned())
+/// A client that is let in.
+struct Accepted {
+    stream: TlsStream<TcpStream>,
+    identity: ClientIdentity,
+}
+
+/// The certificates that a client showed, and when.
+struct ClientIdentity {
+    chain: Vec<CertificateDer<'static>>,
+    since: UnixTime,
+}
+
+impl ClientIdentity {
+    /// The common name that its authority vouches for.
+    fn name(&self) -> Option<String> {
+        match CommonName::of(self.chain.first()?) {
+            CommonName::One(name) => Some(name),
+            CommonName::None | CommonName::Several => None,
+        }
+    }
+}
+
+/// Closes a connection whose handshake failed so that the client learns why: what it has sent meanwhile must be read, or
+/// the system cuts the connection and may take back the alert with it.
+async fn part(mut stream: TcpStream) {
+    let drain = async {
+        let mut rest = [0; 4 << 10];
+        stream.shutdown().await?;
+        for _ in 0..FAREWELL_READS {
+            if stream.read(&mut rest).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    // The client may be gone or may not be one at all.
+    let _ = tokio::time::timeout(FAREWELL, drain).await;
 }

@@ -7,6 +7,7 @@
 //! - **Nobody writes.** Writes, leases, users, members and maintenance are refused as etcd refuses a user without the
 //!   right, whatever the client's name.
 //! - **The certificate's common name decides what is read** ([`Grants`]). A range wider than the grant fails as a whole.
+//! - **An authority is believed only the names it may vouch for** ([`Trust`]): a peer's speaks for that peer alone.
 //! - **Every answer names the store** (`cluster_id`), so that a reader notices another one in its place.
 //!
 //! What a client can tie up is bounded ([`GatewayLimits`]): connections, requests, bytes of answers, watches. A slow
@@ -46,13 +47,13 @@ use self::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use self::proto::etcdserverpb::watch_server::WatchServer;
 use self::reply::Origin;
 use self::status::StatusService;
-use self::tls::TlsReloader;
+use self::tls::Handshakes;
 use self::watch::WatchService;
 use crate::memory::{MemoryStore, StoreId};
 
 pub use self::grants::{ClientGrants, Grants};
 pub use self::limits::GatewayLimits;
-pub use self::tls::{TlsError, TlsFiles};
+pub use self::tls::{LiveTls, ServerTls, TlsError, TlsFiles, Trust, TrustedAuthority, Vouches};
 
 /// Requests of clients that only read are small; a transaction of 128 reads with long keys still fits.
 const REQUEST_BYTES: usize = 256 << 10;
@@ -106,7 +107,7 @@ impl Gateway {
     /// logged and the last usable ones stay.
     pub async fn serve(
         listen: SocketAddr,
-        tls: TlsFiles,
+        tls: impl Into<ServerTls>,
         store: MemoryStore,
         grants: Grants,
     ) -> Result<Self, GatewayError> {
@@ -119,13 +120,13 @@ impl Gateway {
     /// As [`Gateway::serve`].
     pub async fn serve_with(
         listen: SocketAddr,
-        tls: TlsFiles,
+        tls: impl Into<ServerTls>,
         store: MemoryStore,
         grants: Grants,
         options: GatewayOptions,
     ) -> Result<Self, GatewayError> {
         let failed = |source| GatewayError::Listen { address: listen, source };
-        let tls = TlsReloader::new(tls)?;
+        let tls = Handshakes::new(tls.into())?;
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let shutdown = CancellationToken::new();

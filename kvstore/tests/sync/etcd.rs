@@ -86,8 +86,8 @@ impl Etcd {
     }
 
     async fn try_client(&self) -> Result<etcd_client::Client, etcd_client::Error> {
-        let config = self.config();
-        let identity = config.identity.unwrap();
+        self.config();
+        let identity = self.pki.files("root");
         let tls = etcd_client::TlsOptions::new()
             .ca_certificate(etcd_client::Certificate::from_pem(std::fs::read(self.pki.ca()).unwrap()))
             .identity(etcd_client::Identity::from_pem(

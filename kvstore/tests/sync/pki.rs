@@ -1,11 +1,12 @@
 //! Certificates for one test.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use isthmus_kvstore::config::{ClientConfig, IdentityFiles};
+use isthmus_kvstore::config::{ClientConfig, Identity, IdentityFiles, Pem};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -46,12 +47,19 @@ impl Pki {
         self.issue(common_name, common_name, ExtendedKeyUsagePurpose::ClientAuth);
         ClientConfig {
             endpoints: vec![format!("https://127.0.0.1:{port}").parse().unwrap()],
-            trusted_ca_file: Some(self.ca()),
-            identity: Some(IdentityFiles {
-                cert_file: self.path(format!("{common_name}.crt")),
-                key_file: self.path(format!("{common_name}.key")),
-            }),
+            trusted_ca: Some(Pem::File(self.ca())),
+            identity: Some(Identity::Files(self.files(common_name))),
             password: None,
+            server_name: None,
+            addresses: BTreeMap::new(),
+        }
+    }
+
+    /// Where that client's certificate and key are.
+    pub(crate) fn files(&self, common_name: &str) -> IdentityFiles {
+        IdentityFiles {
+            cert_file: self.path(format!("{common_name}.crt")),
+            key_file: self.path(format!("{common_name}.key")),
         }
     }
 

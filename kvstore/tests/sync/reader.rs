@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use isthmus_kvstore::{
     Section,
+    config::Pem,
     reader::{ClusterConfigState, Connection, Reader, ReaderConfig, SectionPhase},
 };
 
@@ -387,14 +388,15 @@ async fn a_client_certificate_is_read_anew_at_each_connection(engine: Engine) {
     export(&side, &[("n1", "1")]).await;
     let stranger = Pki::new();
     let mut config = stranger.client("remote-alpha", side.port());
-    config.trusted_ca_file = Some(side.pki().ca());
-    let files = config.identity.clone().unwrap();
+    config.trusted_ca = Some(Pem::File(side.pki().ca()));
+    let files = stranger.files("remote-alpha");
     let reader = spawn(ReaderConfig::new(config));
     let mut consumer = Consumer::new(reader.follow(nodes()));
     let status = until_status(&reader, "refused", |status| status.last_error.is_some()).await;
     assert!(!status.connected());
 
-    let renewed = side.pki().client("remote-alpha", side.port()).identity.unwrap();
+    side.pki().client("remote-alpha", side.port());
+    let renewed = side.pki().files("remote-alpha");
     std::fs::copy(renewed.key_file, files.key_file).unwrap();
     std::fs::copy(renewed.cert_file, files.cert_file).unwrap();
     consumer.until_synced().await;
@@ -409,13 +411,13 @@ async fn errors_say_what_to_look_at(engine: Engine) {
         status.last_error.unwrap()
     };
     let mut missing = side.config();
-    missing.trusted_ca_file = Some("/nowhere/ca.crt".into());
+    missing.trusted_ca = Some(Pem::File("/nowhere/ca.crt".into()));
     let text = error(missing).await;
     assert!(text.contains("trusted-ca-file") && text.contains("/nowhere/ca.crt"), "{text}");
 
     let stranger = Pki::new();
     let mut untrusted = side.config();
-    untrusted.trusted_ca_file = Some(stranger.ca());
+    untrusted.trusted_ca = Some(Pem::File(stranger.ca()));
     let text = error(untrusted).await;
     assert!(text.contains("authority"), "{text}");
 

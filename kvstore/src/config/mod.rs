@@ -11,15 +11,23 @@
 //! Fields that are unknown here are ignored, as Go's etcd client ignores them. The certificate files are only named:
 //! they are read when a connection is made, so that a renewed certificate needs no restart.
 
+mod identity;
+
 use std::{
+    collections::BTreeMap,
     fmt,
     io::Read as _,
+    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use http::Uri;
 use serde::Deserialize;
+
+pub(crate) use self::identity::certified_key;
+pub use self::identity::{Identity, IdentityError, IdentityFiles, LiveIdentity};
+pub use crate::pem::{MAX_PEM_BYTES, Pem, PemError};
 
 /// The largest configuration file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -35,22 +43,16 @@ const DEFAULT_PORT: u16 = 2379;
 pub struct ClientConfig {
     /// Where the store listens, in order of preference. Never empty.
     pub endpoints: Vec<Endpoint>,
-    /// The PEM file of the authorities that the server's certificate must come from. Present if any endpoint is
-    /// `https`.
-    pub trusted_ca_file: Option<PathBuf>,
+    /// The authorities that the server's certificate must come from. Present if any endpoint is `https`.
+    pub trusted_ca: Option<Pem>,
     /// The client's certificate and key. etcd takes the certificate's common name for the user's name.
-    pub identity: Option<IdentityFiles>,
+    pub identity: Option<Identity>,
     /// User and password, where etcd's authentication is not by certificate.
     pub password: Option<PasswordUser>,
-}
-
-/// The two PEM files that make up a client's identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IdentityFiles {
-    /// The certificate, followed by the intermediate certificates if there are any.
-    pub cert_file: PathBuf,
-    /// The private key of the certificate: PKCS#8, PKCS#1 or SEC1.
-    pub key_file: PathBuf,
+    /// The name that the server's certificate must be valid for, if it is not the endpoint's host.
+    pub server_name: Option<String>,
+    /// Addresses of hosts that are not to be looked up, by the host as the endpoint has it, in lower case.
+    pub addresses: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// An etcd user with a password.
@@ -243,7 +245,7 @@ impl ClientConfig {
             return Err(ConfigError::Field("`trusted-ca-file` is missing; an https endpoint needs it"));
         }
         let identity = match (file.cert_file, file.key_file) {
-            (Some(cert_file), Some(key_file)) => Some(IdentityFiles { cert_file, key_file }),
+            (Some(cert_file), Some(key_file)) => Some(Identity::Files(IdentityFiles { cert_file, key_file })),
             (None, None) => None,
             (Some(_), None) => return Err(ConfigError::Field("`cert-file` is given without `key-file`")),
             (None, Some(_)) => return Err(ConfigError::Field("`key-file` is given without `cert-file`")),
@@ -257,7 +259,14 @@ impl ClientConfig {
                 ));
             }
         };
-        Ok(Self { endpoints, trusted_ca_file: file.trusted_ca_file, identity, password })
+        Ok(Self {
+            endpoints,
+            trusted_ca: file.trusted_ca_file.map(Pem::File),
+            identity,
+            password,
+            server_name: None,
+            addresses: BTreeMap::new(),
+        })
     }
 }
 
@@ -308,9 +317,15 @@ cert-file: /var/lib/cilium/clustermesh/common-etcd-client.crt
     fn the_file_that_cilium_writes_is_understood() {
         let config = ClientConfig::parse(PEER).unwrap();
         assert_eq!(config.endpoints[0].to_string(), "https://cluster2.mesh.cilium.io:2379");
-        let identity = config.identity.unwrap();
-        assert_eq!(identity.cert_file, Path::new("/var/lib/cilium/clustermesh/common-etcd-client.crt"));
-        assert_eq!(identity.key_file, Path::new("/var/lib/cilium/clustermesh/common-etcd-client.key"));
+        let directory = Path::new("/var/lib/cilium/clustermesh");
+        assert_eq!(
+            config.identity,
+            Some(Identity::Files(IdentityFiles {
+                cert_file: directory.join("common-etcd-client.crt"),
+                key_file: directory.join("common-etcd-client.key"),
+            }))
+        );
+        assert_eq!(config.trusted_ca, Some(Pem::File(directory.join("common-etcd-client-ca.crt"))));
     }
 
     #[test]

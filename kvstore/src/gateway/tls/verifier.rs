@@ -1,0 +1,268 @@
+//! Judges the certificates of clients: signed by an authority that is trusted, and by one that may say this name.
+//!
+//! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the same
+//! name ("Cilium CA"); what tells them apart is their keys.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+use super::{TlsError, Trust, Vouches};
+use crate::certificate::{Certificate, CommonName, clock};
+use crate::pem;
+
+/// The most bytes of authorities' names that clients are given to choose a certificate by. With more they are given
+/// none, and show what they have.
+const MAX_HINT_BYTES: usize = 32 << 10;
+/// Of so many authorities that may not say a name it is found out whether they said it.
+const SUSPECTS: usize = 32;
+/// A refusal is logged once in this time, the others are counted: anybody may try.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// Verifies clients' certificates by one [`Trust`].
+#[derive(Debug)]
+pub(in crate::gateway) struct TrustVerifier {
+    groups: Vec<Group>,
+    hints: Vec<DistinguishedName>,
+    algorithms: WebPkiSupportedAlgorithms,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug)]
+struct Group {
+    vouches: Vouches,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+/// A certificate that is good but says what its authority may not say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Refusal {
+    #[error(
+        "the authority of cluster {cluster} vouches for {cluster} alone (`remote-{cluster}`, `remote`), not for {name:?}"
+    )]
+    Name { cluster: String, name: String },
+    #[error(
+        "the authority of cluster {cluster} vouches for `remote-{cluster}` alone, and the certificate has no name"
+    )]
+    Nameless { cluster: String },
+    #[error("the certificate has several common names, and only one can count")]
+    Several,
+}
+
+impl TrustVerifier {
+    pub(super) fn of(trust: &Trust) -> Result<Self, TlsError> {
+        let mut groups: Vec<(Vouches, Vec<CertificateDer<'static>>)> = Vec::new();
+        for authority in &trust.authorities {
+            let certificates = pem::certificates(authority.pem.as_bytes())
+                .map_err(|source| TlsError::Authority { vouches: authority.vouches.clone(), source })?;
+            match groups.iter_mut().find(|(vouches, _)| *vouches == authority.vouches) {
+                Some((_, all)) => all.extend(certificates),
+                None => groups.push((authority.vouches.clone(), certificates)),
+            }
+        }
+        Self::new(groups)
+    }
+
+    pub(super) fn new(
+        groups: impl IntoIterator<Item = (Vouches, Vec<CertificateDer<'static>>)>,
+    ) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut hints: Vec<DistinguishedName> = Vec::new();
+        let mut verifiers = Vec::new();
+        for (vouches, certificates) in groups {
+            let unusable = |reason: String| TlsError::Anchor { vouches: vouches.clone(), reason };
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates {
+                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            }
+            hints.extend(roots.subjects());
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+                .build()
+                .map_err(|error| unusable(error.to_string()))?;
+            verifiers.push(Group { vouches, verifier });
+        }
+        if verifiers.is_empty() {
+            return Err(TlsError::NoAuthority);
+        }
+        hints.sort_unstable_by(|one, other| one.as_ref().cmp(other.as_ref()));
+        hints.dedup_by(|one, other| one.as_ref() == other.as_ref());
+        if hints.iter().map(|hint| hint.as_ref().len()).sum::<usize>() > MAX_HINT_BYTES {
+            hints.clear();
+        }
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(Self { groups: verifiers, hints, algorithms, log: Mutex::default() })
+    }
+
+    /// Whether a client with this chain would be let in, at the time when it was.
+    pub(in crate::gateway) fn still_trusts(&self, chain: &[CertificateDer<'_>], since: UnixTime) -> bool {
+        let Some((own, intermediates)) = chain.split_first() else { return false };
+        self.judge(own, intermediates, since).is_ok()
+    }
+
+    fn judge(
+        &self,
+        own: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let name = CommonName::of(own);
+        let signed = |group: &Group| group.verifier.verify_client_cert(own, intermediates, now);
+        let mut why = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        for group in self.groups.iter().filter(|group| group.vouches.cover(&name)) {
+            match signed(group) {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    if is_telling(&error) {
+                        why = error;
+                    }
+                }
+            }
+        }
+        // It is refused; what is left to find out is why.
+        for group in self.groups.iter().filter(|group| !group.vouches.cover(&name)).take(SUSPECTS) {
+            match signed(group) {
+                Ok(_) => return Err(Refusal::of(&group.vouches, name).into()),
+                Err(error) if is_telling(&error) => why = error,
+                Err(_) => {}
+            }
+        }
+        Err(why)
+    }
+
+    /// Tells the operator, who is found at the address of the span that this is in.
+    fn tell(&self, own: &CertificateDer<'_>, error: &rustls::Error) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if log.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+            log.unsaid += 1;
+            return;
+        }
+        log.last = Some(Instant::now());
+        let others = std::mem::take(&mut log.unsaid);
+        drop(log);
+        let certificate = Certificate::parse(own)
+            .map_or_else(|| "one that cannot be read".to_owned(), |certificate| certificate.to_string());
+        let reason = reason(error);
+        tracing::warn!(%certificate, %reason, others, "a client's certificate is refused; {}", advice(error));
+    }
+}
+
+/// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has another
+/// key, so its signature does not fit either.
+fn is_telling(error: &rustls::Error) -> bool {
+    !matches!(
+        error,
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)
+    )
+}
+
+fn reason(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(refusal))) => {
+            refusal.to_string()
+        }
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "no trusted authority has signed it".into()
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredContext { .. } | CertificateError::Expired,
+        ) => format!("it has expired; the clock here says {}", clock(chrono::Utc::now())),
+        rustls::Error::InvalidCertificate(
+            CertificateError::NotValidYetContext { .. } | CertificateError::NotValidYet,
+        ) => format!("it is not valid yet; the clock here says {}", clock(chrono::Utc::now())),
+        other => other.to_string(),
+    }
+}
+
+fn advice(error: &rustls::Error) -> &'static str {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(_)) => {
+            "whoever holds that authority's key issues certificates for others: let that cluster connect with its own \
+             name, or take it out of trust"
+        }
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "connect that cluster with its present authority (ca.crt) if it is a peer"
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::ExpiredContext { .. }
+            | CertificateError::Expired
+            | CertificateError::NotValidYetContext { .. }
+            | CertificateError::NotValidYet,
+        ) => "have the client's certificate renewed, and compare the clocks",
+        _ => "have a client certificate issued for it",
+    }
+}
+
+impl Refusal {
+    fn of(vouches: &Vouches, name: CommonName) -> Self {
+        match (vouches, name) {
+            (Vouches::Peer(cluster), CommonName::One(name)) => {
+                Self::Name { cluster: cluster.to_string(), name: name.chars().take(128).collect() }
+            }
+            (Vouches::Peer(cluster), CommonName::None) => Self::Nameless { cluster: cluster.to_string() },
+            (_, CommonName::Several) | (Vouches::Anyone, _) => Self::Several,
+        }
+    }
+}
+
+impl From<Refusal> for rustls::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+    }
+}
+
+impl ClientCertVerifier for TrustVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        match self.judge(end_entity, intermediates, now) {
+            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Err(error) => {
+                self.tell(end_entity, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
