@@ -137,11 +137,8 @@ impl Prober {
     /// [`Busy`] while somebody else asks.
     pub async fn ask(&self, cluster: Option<String>) -> Result<ReachReport, Busy> {
         let _turn = self.turn.try_acquire().map_err(|_| Busy)?;
-        let of = |report| ReachReport {
-            cluster: self.cluster.to_string(),
-            node: self.node.to_string(),
-            ..report
-        };
+        let of =
+            |report| ReachReport { cluster: self.cluster.to_string(), node: self.node.to_string(), ..report };
         let Some(questions) = &self.questions else { return Ok(of(ReachReport::default())) };
         let problem = |problem: String| {
             of(ReachReport { enabled: true, problem: Some(problem), ..ReachReport::default() })
@@ -203,9 +200,8 @@ impl Pending {
             nodes.push((node, (!fresh).then_some((peer.key, before))));
         }
         let without = peers.keyless().filter(|(_, cluster)| wanted(cluster));
-        nodes.extend(
-            without.map(|(id, cluster)| (keyless(&id.name, cluster, Reach::KeyMissing, None), None)),
-        );
+        nodes
+            .extend(without.map(|(id, cluster)| (keyless(&id.name, cluster, Reach::KeyMissing, None), None)));
         let refused = peers.refused().into_iter().filter(|refused| wanted(&refused.cluster));
         nodes.extend(refused.map(|refused| {
             let reason = Some(refused.reason.to_string());
