@@ -3,7 +3,7 @@
 
 mod backoff;
 mod certificate;
-mod client;
+pub mod client;
 pub mod config;
 pub mod etcd;
 pub mod gateway;

@@ -1,206 +1,224 @@
-//! One connection to one endpoint: TCP, TLS with certificates read now, HTTP/2 with keepalive.
+//! From a configuration to a connection: resolve, dial, secure, open, at one endpoint after the other.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
-use etcd_client::{Client, ConnectOptions};
-use hyper_util::rt::TokioIo;
-use rustls::{RootCertStore, pki_types::ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    sync::Mutex,
-    time::timeout,
+use chrono::Utc;
+use etcd_client::Client;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    dial::{DialError, dial},
+    handshake::{handshake, own_certificate},
+    open::{OpenError, open},
+    problem::TlsProblem,
+    resolve::{ResolveError, Resolver},
 };
-use tokio_rustls::TlsConnector;
+use crate::{
+    certificate::Validity,
+    config::{ClientConfig, Endpoint},
+};
 
-use crate::config::{ClientConfig, Endpoint, IdentityError, Pem};
-
-/// How long the whole of TCP, TLS and HTTP/2 may take for one endpoint.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A ping is sent when nothing has come for this long. etcd refuses clients that ping more often than every 5 s.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(6);
-/// The connection is dead when a ping is unanswered for this long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
-/// What one stream may have in flight unread: a slow consumer holds back its own watch by this much.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// What all streams together may have in flight unread. Far more than one stream's, so that a few slow consumers do
-/// not hold back the others, the heartbeat among them.
-const CONNECTION_WINDOW: u32 = 64 << 20;
+/// How long all of it may take for one endpoint.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why no endpoint could be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The authorities that are trusted cannot be read.
-    #[error("{field} {reason}")]
-    Authority {
-        /// Where they should be.
-        field: String,
-        /// What is wrong with them.
-        reason: String,
-    },
-    /// The certificate and the key do not make an identity together.
-    #[error("this side's identity: {0}")]
-    Identity(#[source] IdentityError),
-    /// The endpoint's host is neither a DNS name nor an address.
-    #[error("{endpoint}: the host is not a valid name for TLS")]
-    ServerName {
+    /// The endpoint's host has no address, or none can be found out.
+    #[error("{endpoint}: {source}")]
+    Resolve {
         /// The endpoint.
         endpoint: Endpoint,
+        /// Why.
+        source: ResolveError,
     },
-    /// Nothing answers at the endpoint.
-    #[error(
-        "{endpoint}: cannot connect: {source}; is the address right, and is the port open for this host?"
-    )]
+    /// Nothing answers at any address of the endpoint.
+    #[error("{endpoint}: {source}")]
     Unreachable {
         /// The endpoint.
         endpoint: Endpoint,
-        /// What the system said.
-        source: std::io::Error,
+        /// What became of each address.
+        source: DialError,
     },
-    /// TLS was refused by either side.
-    #[error("{endpoint}: TLS: {source}; do both sides trust the authority of the other's certificate?")]
+    /// TLS failed, or one side refuses the other's certificate.
+    #[error("{endpoint} ({address}): TLS: {problem}")]
     Tls {
         /// The endpoint.
         endpoint: Endpoint,
-        /// What TLS said.
-        source: std::io::Error,
-    },
-    /// Something answered, but not in time.
-    #[error("{endpoint}: no connection within {}s; are packets to it dropped on the way?", CONNECT_TIMEOUT.as_secs())]
-    TimedOut {
-        /// The endpoint.
-        endpoint: Endpoint,
+        /// The address that answered.
+        address: SocketAddr,
+        /// What is wrong.
+        problem: TlsProblem,
     },
     /// HTTP/2 or the login failed on an established connection.
-    #[error("{endpoint}: {reason}")]
+    #[error("{endpoint} ({address}): {reason}")]
     Protocol {
         /// The endpoint.
         endpoint: Endpoint,
+        /// The address that answered.
+        address: SocketAddr,
         /// What is wrong.
         reason: String,
     },
+    /// Something answered, and then said nothing more in time.
+    #[error(
+        "{endpoint}: no connection within {}s, it got as far as {step}; are packets to it dropped on the way, or is it \
+         overloaded?", CONNECT_TIMEOUT.as_secs()
+    )]
+    TimedOut {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// What was not finished.
+        step: Step,
+    },
 }
 
-/// Connects to the first endpoint that answers, beginning with the one that `attempt` falls on, so that repeated
-/// attempts go round the list.
+/// The steps to a connection, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The addresses of the host.
+    Resolve,
+    /// TCP.
+    Dial,
+    /// TLS.
+    Handshake,
+    /// HTTP/2, and the login if there is one.
+    Open,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resolve => "the name's addresses",
+            Self::Dial => "TCP",
+            Self::Handshake => "the TLS handshake",
+            Self::Open => "the first answer of the gateway",
+        })
+    }
+}
+
+/// Where the next attempt begins: each one elsewhere than the last, so that what has just failed is tried last.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    /// The place of the endpoint to begin with.
+    next: usize,
+    /// Counts attempts; each begins with another address of a name.
+    attempts: usize,
+    /// The connection that there was, or the address that was of no use.
+    left: Option<SocketAddr>,
+    /// The host of the connection that there was. Its addresses may have changed.
+    died: Option<String>,
+}
+
+/// A connection, and where it leads.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) address: SocketAddr,
+}
+
+/// Connects to the first endpoint that answers. Called again, because the attempt failed or the connection died, it begins
+/// with the next endpoint, looks up anew the name of the one that died, and tries its address last.
 ///
-/// The certificate files are read at each call. The connection is never re-established underneath: once it breaks,
-/// every call on it fails, and whoever holds it knows that there may have been a gap.
+/// Authorities, certificate and key are taken as they are now.
 ///
 /// # Errors
 /// The error of the last endpoint that was tried.
 pub(crate) async fn connect(
+    resolver: &Resolver,
     config: &ClientConfig,
-    attempt: usize,
-) -> Result<(Client, Endpoint), ConnectError> {
+    rounds: &mut Rounds,
+) -> Result<Connected, ConnectError> {
+    if let Some(host) = rounds.died.take() {
+        resolver.forget(&host);
+    }
+    warn_of_own_certificate(config);
     let count = config.endpoints.len();
+    let first = rounds.next;
     let mut last = None;
     for index in 0..count {
-        let endpoint = &config.endpoints[(attempt + index) % count];
-        let connection = timeout(CONNECT_TIMEOUT, connect_to(config, endpoint)).await;
-        match connection.unwrap_or_else(|_| Err(ConnectError::TimedOut { endpoint: endpoint.clone() })) {
-            Ok(client) => return Ok((client, endpoint.clone())),
+        let place = (first + index) % count;
+        let endpoint = &config.endpoints[place];
+        match connect_to(resolver, config, endpoint, rounds).await {
+            Ok((client, address)) => {
+                rounds.next = place + 1;
+                rounds.attempts += 1;
+                rounds.left = Some(address);
+                rounds.died = Some(endpoint.host.clone());
+                return Ok(Connected { client, endpoint: endpoint.clone(), address });
+            }
             Err(error) => {
                 tracing::debug!(%endpoint, %error, "endpoint is not usable");
                 last = Some(error);
             }
         }
     }
+    rounds.next = first + 1;
+    rounds.attempts += 1;
     Err(last.expect("a client configuration lists at least one endpoint"))
 }
 
-async fn connect_to(config: &ClientConfig, endpoint: &Endpoint) -> Result<Client, ConnectError> {
-    let unreachable = |source| ConnectError::Unreachable { endpoint: endpoint.clone(), source };
-    let tls = if endpoint.tls { Some(tls_config(config)?) } else { None };
-    let tcp = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(unreachable)?;
-    tcp.set_nodelay(true).map_err(unreachable)?;
-    match tls {
-        None => over(config, endpoint, tcp).await,
-        Some(tls) => {
-            let name =
-                ServerName::try_from(config.server_name.clone().unwrap_or_else(|| endpoint.host.clone()))
-                    .map_err(|_| ConnectError::ServerName { endpoint: endpoint.clone() })?;
-            let stream = TlsConnector::from(Arc::new(tls))
-                .connect(name, tcp)
-                .await
-                .map_err(|source| ConnectError::Tls { endpoint: endpoint.clone(), source })?;
-            over(config, endpoint, stream).await
-        }
-    }
-}
-
-/// Speaks HTTP/2 over `stream`, which is the only one this client ever has.
-async fn over<S>(config: &ClientConfig, endpoint: &Endpoint, stream: S) -> Result<Client, ConnectError>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let protocol = |reason: String| ConnectError::Protocol { endpoint: endpoint.clone(), reason };
-    let stream = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
-    let only_once = tower::service_fn(move |_: http::Uri| {
-        let stream = Arc::clone(&stream);
-        async move { stream.lock().await.take().ok_or_else(|| std::io::Error::other("the connection was lost")) }
-    });
-    // tonic must not add TLS of its own, so it is told `http`; the peer is told the truth through `origin`.
-    let authority = endpoint.authority();
-    let origin = endpoint.to_string().parse().map_err(|error| protocol(format!("{error}")))?;
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{authority}"))
-        .map_err(|error| protocol(error.to_string()))?
-        .origin(origin)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect_with_connector(only_once)
+async fn connect_to(
+    resolver: &Resolver,
+    config: &ClientConfig,
+    endpoint: &Endpoint,
+    rounds: &mut Rounds,
+) -> Result<(Client, SocketAddr), ConnectError> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let at = || endpoint.clone();
+    let late = |step| move |_| ConnectError::TimedOut { endpoint: at(), step };
+    let resolved = timeout_at(deadline, resolver.resolve(endpoint, &config.addresses))
         .await
-        .map_err(|error| protocol(chain(&error)))?;
-    let mut options = ConnectOptions::new().with_require_leader(true);
-    if let Some(user) = &config.password {
-        options = options.with_user(&user.name, &user.password);
-    }
-    Client::from_channel(etcd_client::Channel::Tonic(channel), Some(options))
+        .map_err(late(Step::Resolve))?
+        .map_err(|source| ConnectError::Resolve { endpoint: at(), source })?;
+    let addresses = rounds.order(resolved.addresses);
+    let dialed = dial(&addresses, deadline)
         .await
-        .map_err(|error| protocol(error.to_string()))
-}
-
-fn tls_config(config: &ClientConfig) -> Result<rustls::ClientConfig, ConnectError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut roots = RootCertStore::empty();
-    if let Some(trusted) = &config.trusted_ca {
-        let unusable = |reason| ConnectError::Authority { field: place(trusted), reason };
-        for certificate in trusted.certificates().map_err(|error| unusable(error.to_string()))? {
-            roots.add(certificate).map_err(|error| unusable(format!("cannot be used: {error}")))?;
-        }
-    }
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| ConnectError::Identity(IdentityError::Mismatch(error)))?
-        .with_root_certificates(roots);
-    let mut tls = match &config.identity {
-        None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let certified = identity.current().map_err(ConnectError::Identity)?;
-            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
-        }
+        .map_err(|source| ConnectError::Unreachable { endpoint: at(), source })?;
+    let address = dialed.address;
+    let talk = async {
+        let secured = timeout_at(deadline, handshake(config, endpoint, dialed.stream))
+            .await
+            .map_err(late(Step::Handshake))?
+            .map_err(|problem| ConnectError::Tls { endpoint: at(), address, problem })?;
+        let opened = timeout_at(deadline, open(config, endpoint, secured)).await.map_err(late(Step::Open))?;
+        opened.map_err(|error| match error {
+            OpenError::Tls(problem) => ConnectError::Tls { endpoint: at(), address, problem },
+            OpenError::Protocol(reason) => ConnectError::Protocol { endpoint: at(), address, reason },
+        })
     };
-    tls.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(tls)
-}
-
-fn place(pem: &Pem) -> String {
-    match pem {
-        Pem::File(path) => format!("trusted-ca-file {}", path.display()),
-        Pem::Text(_) => "the trusted authority".into(),
+    match talk.await {
+        Ok(client) => Ok((client, address)),
+        Err(error) => {
+            rounds.left = Some(address);
+            Err(error)
+        }
     }
 }
 
-/// An error with its causes, which tonic's `Display` leaves out.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+impl Rounds {
+    /// The addresses in the order in which to try them: in turn, the one that was of no use last.
+    fn order(&self, mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let turn = self.attempts % addresses.len().max(1);
+        addresses.rotate_left(turn);
+        // A stable order: all others keep their places.
+        addresses.sort_by_key(|address| Some(*address) == self.left);
+        addresses
     }
-    text
+}
+
+/// Tells in time that the other side is about to refuse this one. Whether it does is up to its clock.
+fn warn_of_own_certificate(config: &ClientConfig) {
+    let now = Utc::now();
+    // What cannot be read is told by the handshake.
+    let Ok(Some((certificate, validity))) = own_certificate(config, now) else { return };
+    let problem = match validity {
+        Validity::Valid => return,
+        Validity::Expired => "has expired",
+        Validity::NotYet => "is not valid yet",
+    };
+    tracing::warn!(
+        %certificate, clock = %crate::certificate::clock(now),
+        "this side's own certificate {problem}; have it renewed, or correct the clock if it is wrong"
+    );
 }

@@ -7,7 +7,9 @@ use tokio::{sync::watch, time::sleep};
 use super::EtcdStatus;
 use crate::{
     backoff::Backoff,
-    client::{Change, Pair, RateLimiter, Session, SessionError, Span, WatchAnswer, connect},
+    client::{
+        Change, Pair, RateLimiter, Resolver, Rounds, Session, SessionError, Span, WatchAnswer, connect,
+    },
     config::ClientConfig,
     memory::{KeyValue, MemoryStore, Mirrored, Revision},
     writer::{Exchanged, Queue},
@@ -27,8 +29,9 @@ pub(super) struct Follower {
 /// Follows until another etcd cluster answers.
 pub(super) async fn run(mut follower: Follower) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-    for attempt in 0.. {
-        let error = match follower.once(attempt, &mut backoff).await {
+    let mut rounds = Rounds::default();
+    loop {
+        let error = match follower.once(&mut rounds, &mut backoff).await {
             Stop::Failed(error) => error,
             Stop::Exchanged(exchanged) => {
                 tracing::error!(error = %exchanged, "following ends");
@@ -61,11 +64,11 @@ impl From<SessionError> for Stop {
 }
 
 impl Follower {
-    async fn once(&mut self, attempt: usize, backoff: &mut Backoff) -> Stop {
+    async fn once(&mut self, rounds: &mut Rounds, backoff: &mut Backoff) -> Stop {
         let session = match self.session.take() {
             Some(session) => session,
-            None => match connect(&self.client, attempt).await {
-                Ok((client, _)) => Session::new(client, Arc::clone(&self.limiter)),
+            None => match connect(&Resolver::system(), &self.client, rounds).await {
+                Ok(connected) => Session::new(connected.client, Arc::clone(&self.limiter)),
                 Err(error) => return Stop::Failed(error.to_string()),
             },
         };

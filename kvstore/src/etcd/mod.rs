@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 pub use crate::writer::Exchanged;
 use crate::{
     backoff::Backoff,
-    client::{RateLimiter, RateLimits, Session, SessionError, connect},
+    client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
     memory::{Limits, MemoryStore, Revision, StoreId},
     writer::{DriverConfig, Queue, Writer, drive},
@@ -119,12 +119,12 @@ impl EtcdEngine {
 
 async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (Session, MemoryStore) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let mut attempt = 0;
+    let mut rounds = Rounds::default();
     loop {
-        let error = match connect(&config.client, attempt).await {
+        let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
-            Ok((client, _)) => {
-                let session = Session::new(client, Arc::clone(limiter));
+            Ok(connected) => {
+                let session = Session::new(connected.client, Arc::clone(limiter));
                 match load(&session, config.limits).await {
                     Ok(store) => return (session, store),
                     Err(error) => error.to_string(),
@@ -132,7 +132,6 @@ async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (
             }
         };
         tracing::warn!(%error, "etcd cannot be read; trying again");
-        attempt += 1;
         sleep(backoff.next_delay()).await;
     }
 }

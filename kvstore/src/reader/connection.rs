@@ -14,7 +14,7 @@ use tokio::{
 use super::{ClusterConfigState, Connection, Shared, Usable};
 use crate::{
     backoff::Backoff,
-    client::{Change, Session, SessionError, Span, WatchAnswer, connect},
+    client::{Change, Connected, Rounds, Session, SessionError, Span, WatchAnswer, connect},
 };
 
 /// The key that a live exporter writes every minute.
@@ -23,27 +23,32 @@ const HEARTBEAT: &[u8] = b"cilium/.heartbeat";
 const MAX_CONFIG_BYTES: usize = 64 << 10;
 /// The longest wait between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// A connection that held for so long was a good one: the next attempt starts without delay.
+/// A connection that held for so long was a good one: the next attempt does not wait longer than [`SPREAD`].
 const GOOD: Duration = Duration::from_secs(10);
+/// Those who lose a good connection together come back within this time.
+const SPREAD: Duration = Duration::from_millis(100);
 
 /// Keeps a connection, for as long as the task lives.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), MAX_BACKOFF);
-    for attempt in 0.. {
+    let mut rounds = Rounds::default();
+    loop {
         moved(&shared, Connection::Connecting);
-        let error = match connect(&shared.config.client, attempt).await {
+        let mut was_good = false;
+        let error = match connect(&shared.config.resolver, &shared.config.client, &mut rounds).await {
             Err(error) => error.to_string(),
-            Ok((client, endpoint)) => {
-                shared.status.send_modify(|status| status.endpoint = Some(endpoint.to_string()));
+            Ok(Connected { client, endpoint, address }) => {
+                shared.status.send_modify(|status| {
+                    status.endpoint = Some(endpoint.to_string());
+                    status.address = Some(address);
+                });
                 moved(&shared, Connection::Probing);
                 let session = Session::new(client, Arc::clone(&shared.limiter));
                 let began = Instant::now();
                 let error = use_session(&shared, &session).await;
                 shared.usable.send_replace(None);
-                if began.elapsed() >= GOOD {
-                    backoff.reset();
-                }
-                error.to_string()
+                was_good = began.elapsed() >= GOOD;
+                format!("{endpoint} ({address}): {error}")
             }
         };
         tracing::warn!(cluster = %shared.name, %error, "the connection to the cluster's store is down");
@@ -51,6 +56,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             status.connection = Connection::BackingOff;
             status.since = Utc::now();
             status.endpoint = None;
+            status.address = None;
             status.failures += 1;
             status.last_error = Some(error);
             status.last_failure = Some(Utc::now());
@@ -58,7 +64,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 status.cluster_config = ClusterConfigState::Missing;
             }
         });
-        sleep(backoff.next_delay()).await;
+        if was_good {
+            backoff.reset();
+            // Ten thousand agents may have lost the same gateway at the same moment.
+            sleep(SPREAD.mul_f64(fastrand::f64())).await;
+        } else {
+            sleep(backoff.next_delay()).await;
+        }
     }
 }
 

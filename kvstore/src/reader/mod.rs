@@ -36,8 +36,8 @@ use tokio::{
 
 pub use self::probe::Probe;
 pub use self::status::{ClusterConfigState, Connection, ReaderStatus, SectionPhase, SectionStatus};
-pub use crate::client::RateLimits;
 use crate::client::{RateLimiter, Session};
+pub use crate::client::{RateLimits, Resolver};
 use crate::config::ClientConfig;
 pub use crate::section::Section;
 
@@ -46,6 +46,8 @@ pub use crate::section::Section;
 pub struct ReaderConfig {
     /// Where the store is and whom to be towards it.
     pub client: ClientConfig,
+    /// What knows the addresses of names. The system's, unless a test has another.
+    pub resolver: Resolver,
     /// Whether `cilium/cluster-config/<name>` must be there before anything is read, as it must be at a peer. It then
     /// also says whether the peer writes canaries; without it every section that names a canary waits for it.
     pub cluster_config_required: bool,
@@ -67,6 +69,7 @@ impl ReaderConfig {
     pub fn new(client: ClientConfig) -> Self {
         Self {
             client,
+            resolver: Resolver::system(),
             cluster_config_required: true,
             rate_limits: RateLimits::default(),
             heartbeat_timeout: Duration::from_secs(120),

@@ -1,6 +1,6 @@
 //! What a reader says about itself: never only "connected", but how old its data is and how far behind.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use chrono::{DateTime, Utc};
 use isthmus_wire::ClusterName;
@@ -17,6 +17,8 @@ pub struct ReaderStatus {
     pub since: DateTime<Utc>,
     /// The endpoint in use, while there is a connection.
     pub endpoint: Option<String>,
+    /// The address that the endpoint's name has led to.
+    pub address: Option<SocketAddr>,
     /// How often a connection failed or was torn down.
     pub failures: u64,
     /// The latest failure, in words that say what to do. Kept after recovery.
@@ -42,6 +44,7 @@ impl ReaderStatus {
             connection: Connection::Connecting,
             since: Utc::now(),
             endpoint: None,
+            address: None,
             failures: 0,
             last_error: None,
             last_failure: None,

@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::queue::{Queue, Work, Write};
 use crate::{
     backoff::Backoff,
-    client::{RateLimiter, RateLimits, Session, SessionError, connect},
+    client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
 };
 
@@ -33,11 +33,12 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
     let limits = RateLimits { qps: 10_000, bootstrap_qps: 10_000, max_in_flight: 64 };
     let limiter = Arc::new(RateLimiter::new(limits));
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    for attempt in 0.. {
-        let error = match connect(&config.client, attempt).await {
+    let mut rounds = Rounds::default();
+    loop {
+        let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
-            Ok((client, _)) => {
-                let session = Session::new(client, Arc::clone(&limiter));
+            Ok(connected) => {
+                let session = Session::new(connected.client, Arc::clone(&limiter));
                 let failure = tokio::select! {
                     failure = write(queue, &session, config, &mut backoff) => failure,
                     failure = keep_alive(queue, &session, config.lease_ttl) => failure,
@@ -52,7 +53,6 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
         queue.trouble(error);
         sleep(backoff.next_delay()).await;
     }
-    unreachable!("attempts do not end")
 }
 
 /// Another etcd cluster answers than the one that this process has read its state from.

@@ -8,6 +8,7 @@ mod model;
 mod pki;
 mod proxy;
 mod reader;
+mod replicas;
 mod side;
 mod wait;
 mod writer;

@@ -189,7 +189,9 @@ fn reason(error: &rustls::Error) -> String {
 
 fn advice(error: &rustls::Error) -> &'static str {
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::Other(_)) => {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(refusal)))
+            if refusal.is::<Refusal>() =>
+        {
             "whoever holds that authority's key issues certificates for others: let that cluster connect with its own \
              name, or take it out of trust"
         }
