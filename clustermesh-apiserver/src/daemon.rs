@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use self::view::{Running, View};
 use crate::exporter::{Exporter, ExporterConfig, ExporterError, ExporterMetrics, Source};
 use crate::relay::{self, OwnCluster, Relay, RelayConfig, Timing};
+use crate::troubleshoot;
 
 /// How long a shutdown waits for what was written to reach etcd.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -308,6 +309,19 @@ fn exporter_config(config: &DaemonConfig) -> ExporterConfig {
     }
 }
 
+/// Finds out, for who asks, why a peer is not connected.
+fn troubleshooting(config: &DaemonConfig, view: Arc<View>) -> Router {
+    let relayed = move || {
+        let running = view.running();
+        running.and_then(|running| running.relay.as_ref()).map(Relay::peers).unwrap_or_default()
+    };
+    troubleshoot::of_daemon(own_cluster(config), config.peers_dir.clone(), relayed)
+}
+
+fn own_cluster(config: &DaemonConfig) -> OwnCluster {
+    OwnCluster { name: config.cluster.clone(), id: config.cluster_id, mesh: config.max_connected_clusters }
+}
+
 fn start_relay(
     config: &DaemonConfig,
     writer: &Writer,
@@ -319,12 +333,7 @@ fn start_relay(
         let shutdown = shutdown.clone();
         return (None, tokio::spawn(shutdown.cancelled_owned()));
     };
-    let own = OwnCluster {
-        name: config.cluster.clone(),
-        id: config.cluster_id,
-        mesh: config.max_connected_clusters,
-    };
-    let relay = RelayConfig { own, peers_dir, timing: config.timing };
+    let relay = RelayConfig { own: own_cluster(config), peers_dir, timing: config.timing };
     let (relay, task) = Relay::spawn(relay, writer.clone(), metrics, shutdown.clone());
     (Some(relay), task)
 }
@@ -341,6 +350,7 @@ async fn open_endpoints(
         let view = Arc::clone(view);
         Router::new().route("/v1/status", get(move || std::future::ready(Json(view.status()))))
     };
+    let status = status.merge(troubleshooting(config, Arc::clone(view)));
     let readiness = {
         let (view, shutdown) = (Arc::clone(view), shutdown.clone());
         move || view.readiness(&shutdown)

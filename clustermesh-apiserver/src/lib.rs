@@ -7,3 +7,4 @@ pub mod flags;
 pub mod pki;
 pub mod relay;
 pub mod status;
+pub mod troubleshoot;
