@@ -190,7 +190,7 @@ pub(super) async fn tls(
         Ok(Ok(client)) => Ok(client),
         Ok(Err(OpenError::Tls(problem))) => return Err(tls_fault(problem, config)),
         Ok(Err(OpenError::Protocol(reason))) => {
-            Err(match secured_answer(config, endpoint, address, patience).await {
+            Err(match http_answer(config, endpoint, address, patience).await {
                 Some(answer) => Fault::HttpServer { answer },
                 None => Fault::GatewayFailed { reason: printable(&reason) },
             })
@@ -315,8 +315,8 @@ async fn plain_answer(address: SocketAddr) -> Option<String> {
     answer(stream).await
 }
 
-/// The same of something that does. Nothing if it is no HTTP server of the older kind.
-async fn secured_answer(
+/// What an HTTP server of the older kind says behind the endpoint. Nothing if it is none.
+pub(super) async fn http_answer(
     config: &ClientConfig,
     endpoint: &Endpoint,
     address: SocketAddr,

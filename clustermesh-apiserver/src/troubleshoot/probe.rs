@@ -112,7 +112,7 @@ impl Probe {
             return self.give_up();
         }
         let Some((way, opened)) = self.tls(config, connected).await else { return self.give_up() };
-        let Some(store) = self.gateway(&way, opened).await else { return self.give_up() };
+        let Some(store) = self.gateway(config, &way, opened).await else { return self.give_up() };
         self.data(&store, &target.name, against).await;
         self.store(config, &way, &store).await;
         // In the order of the steps, not of the questions.
@@ -238,7 +238,12 @@ impl Probe {
         good
     }
 
-    async fn gateway(&mut self, way: &Way<'_>, opened: Result<Client, Fault>) -> Option<Store> {
+    async fn gateway(
+        &mut self,
+        config: &ClientConfig,
+        way: &Way<'_>,
+        opened: Result<Client, Fault>,
+    ) -> Option<Store> {
         let store = match opened {
             Ok(client) => Store::new(client, self.limits.patience),
             Err(fault) => {
@@ -260,6 +265,14 @@ impl Probe {
             // It understood the question.
             Err(CallError::Denied(_)) => {
                 found.seen.push(format!("{}: etcd v3 API, version not told to us", way.endpoint));
+            }
+            Err(error @ CallError::Failed(_)) => {
+                // What is no HTTP/2 breaks the connection. Asked in its own language it may say what it is.
+                let answer = link::http_answer(config, way.endpoint, way.address, self.limits.patience).await;
+                found.faults.push(match answer {
+                    Some(answer) => Fault::HttpServer { answer },
+                    None => gateway_fault(error),
+                });
             }
             Err(error) => found.faults.push(gateway_fault(error)),
         }
