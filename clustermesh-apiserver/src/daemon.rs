@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::view::{Running, View};
 use crate::exporter::{Exporter, ExporterConfig, ExporterError, ExporterMetrics, Source};
-use crate::relay::{self, OwnCluster, Relay, RelayConfig, Timing};
+use crate::relay::{self, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use crate::troubleshoot;
 
 /// How long a shutdown waits for what was written to reach etcd.
@@ -309,15 +309,6 @@ fn exporter_config(config: &DaemonConfig) -> ExporterConfig {
     }
 }
 
-/// Finds out, for who asks, why a peer is not connected.
-fn troubleshooting(config: &DaemonConfig, view: Arc<View>) -> Router {
-    let relayed = move || {
-        let running = view.running();
-        running.and_then(|running| running.relay.as_ref()).map(Relay::peers).unwrap_or_default()
-    };
-    troubleshoot::of_daemon(own_cluster(config), config.peers_dir.clone(), relayed)
-}
-
 fn own_cluster(config: &DaemonConfig) -> OwnCluster {
     OwnCluster { name: config.cluster.clone(), id: config.cluster_id, mesh: config.max_connected_clusters }
 }
@@ -333,7 +324,10 @@ fn start_relay(
         let shutdown = shutdown.clone();
         return (None, tokio::spawn(shutdown.cancelled_owned()));
     };
-    let relay = RelayConfig { own: own_cluster(config), peers_dir, timing: config.timing };
+    let own = own_cluster(config);
+    let sources = SourcesConfig { own: own.name.clone(), directory: Some(peers_dir), secrets: None };
+    let sources = Sources::follow(sources, shutdown);
+    let relay = RelayConfig { own, sources, timing: config.timing };
     let (relay, task) = Relay::spawn(relay, writer.clone(), metrics, shutdown.clone());
     (Some(relay), task)
 }
@@ -350,7 +344,13 @@ async fn open_endpoints(
         let view = Arc::clone(view);
         Router::new().route("/v1/status", get(move || std::future::ready(Json(view.status()))))
     };
-    let status = status.merge(troubleshooting(config, Arc::clone(view)));
+    let probed = Arc::clone(view);
+    let status = status.merge(troubleshoot::of_daemon(
+        own_cluster(config),
+        isthmus_crds::names::DEFAULT_NAMESPACE,
+        config.peers_dir.clone(),
+        move || probed.relay(),
+    ));
     let readiness = {
         let (view, shutdown) = (Arc::clone(view), shutdown.clone());
         move || view.readiness(&shutdown)

@@ -4,6 +4,7 @@
 pub mod daemon;
 pub mod exporter;
 pub mod flags;
+pub mod peering;
 pub mod pki;
 pub mod relay;
 pub mod status;

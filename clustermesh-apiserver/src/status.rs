@@ -29,6 +29,15 @@ pub struct ApiserverStatus {
     pub peers: Vec<PeerStatus>,
     /// Files in the peer directory that cannot be used, and why.
     pub refused_files: BTreeMap<String, String>,
+    /// Secrets of peers that cannot be used, `namespace/name`, and why.
+    #[serde(default)]
+    pub refused_secrets: BTreeMap<String, String>,
+    /// Why the Secrets of peers cannot be read at present.
+    #[serde(default)]
+    pub secrets_unread: Option<String>,
+    /// Whether this replica leads: the leader alone writes to the Kubernetes API. None where none is elected.
+    #[serde(default)]
+    pub leader: Option<bool>,
 }
 
 impl ApiserverStatus {
@@ -40,6 +49,12 @@ impl ApiserverStatus {
         }
         for (file, reason) in &self.refused_files {
             problems.push(format!("cluster {}: peer file {file}: {reason}", self.cluster));
+        }
+        for (secret, reason) in &self.refused_secrets {
+            problems.push(format!("cluster {}: peer Secret {secret}: {reason}", self.cluster));
+        }
+        if let Some(reason) = &self.secrets_unread {
+            problems.push(format!("cluster {}: the peers' Secrets: {reason}", self.cluster));
         }
         for (policy, reasons) in &self.exporter.policies.with_problems {
             problems.push(format!("cluster {}: {policy}: {}", self.cluster, reasons.join("; ")));
@@ -121,12 +136,21 @@ pub struct PeerStatus {
     pub cluster_id: Option<u16>,
     /// Where it stands.
     pub state: PeerState,
+    /// What configures it; none once it was removed before this process started.
+    #[serde(default)]
+    pub source: Option<PeerOrigin>,
+    /// Why it stands there, for programs.
+    #[serde(default)]
+    pub cause: PeerCause,
     /// Why it stands there, in words that say what to do; none when it is ready.
     pub reason: Option<String>,
     /// Whether its gateway answers.
     pub connected: bool,
     /// The endpoint in use.
     pub endpoint: Option<String>,
+    /// When everything mirrored was last known to be complete.
+    #[serde(default)]
+    pub confirmed: Option<DateTime<Utc>>,
     /// Seconds since everything mirrored was last known to be complete; none before that.
     pub data_age_seconds: Option<f64>,
     /// The lowest revision that every section is known to be complete up to.
@@ -143,6 +167,89 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// When that was.
     pub last_failure: Option<DateTime<Utc>>,
+}
+
+/// What configures a peer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerOrigin {
+    /// A file in the directory, by its name.
+    File(String),
+    /// A Secret.
+    Secret {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl std::fmt::Display for PeerOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(name) => write!(f, "file {name}"),
+            Self::Secret { namespace, name } => write!(f, "Secret {namespace}/{name}"),
+        }
+    }
+}
+
+/// Why a peer stands where it does. The names are those of the reasons in the conditions of a ClusterPeer, and stay.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub enum PeerCause {
+    /// The first attempt to connect is under way.
+    #[default]
+    Connecting,
+    /// The name of the gateway has no address.
+    NameNotResolved,
+    /// Nothing answers at the gateway's addresses.
+    Unreachable,
+    /// The gateway's certificate has expired, or is not valid yet.
+    CertificateExpired,
+    /// The gateway's certificate comes from an authority that is not trusted.
+    CertificateNotTrusted,
+    /// The gateway does not take our certificate.
+    CertificateRefused,
+    /// The gateway's certificate is for another name.
+    WrongName,
+    /// The gateway answers, and the connection is of no use for another reason.
+    ConnectionFailed,
+    /// Connected; it has not written its cluster configuration.
+    AwaitingConfiguration,
+    /// Its cluster id is that of another cluster.
+    IdConflict,
+    /// Its cluster configuration does not fit this mesh.
+    Refused,
+    /// What it shares is being read.
+    Synchronizing,
+    /// Everything that it shares is mirrored and followed.
+    Mirrored,
+    /// It was removed.
+    Draining,
+    /// The Secret that should configure it cannot be used.
+    InvalidSecret,
+}
+
+impl PeerCause {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "Connecting",
+            Self::NameNotResolved => "NameNotResolved",
+            Self::Unreachable => "Unreachable",
+            Self::CertificateExpired => "CertificateExpired",
+            Self::CertificateNotTrusted => "CertificateNotTrusted",
+            Self::CertificateRefused => "CertificateRefused",
+            Self::WrongName => "WrongName",
+            Self::ConnectionFailed => "ConnectionFailed",
+            Self::AwaitingConfiguration => "AwaitingConfiguration",
+            Self::IdConflict => "IdConflict",
+            Self::Refused => "Refused",
+            Self::Synchronizing => "Synchronizing",
+            Self::Mirrored => "Mirrored",
+            Self::Draining => "Draining",
+            Self::InvalidSecret => "InvalidSecret",
+        }
+    }
 }
 
 /// Where a peer stands.

@@ -5,31 +5,57 @@
 //! [`CiliumNode`] and [`CiliumEndpoint`] are read where it has. Each of these types has the fields that are read and no others:
 //! unknown ones are ignored, missing ones are empty. [`policy`] is for users to write, and ignores nothing.
 //!
+//! What connects clusters has no counterpart that lives in the Kubernetes API, and is Isthmus' own: [`ClusterPeer`] tells how a
+//! connection is; [`peer`] and [`ClusterInfo`] are what a Secret and a ConfigMap say; [`names`] is what all of it is called.
+//!
 //! The YAML under `crds/yaml/` is generated: `cargo xtask crds`, checked by `cargo xtask crds --check`.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod cilium_endpoint;
 mod cilium_identity;
 mod cilium_node;
+mod cluster_info;
+mod cluster_peer;
+pub mod names;
+pub mod peer;
 pub mod policy;
 mod resource;
 
+pub use bundle::{BundleError, CaBundle, MAX_BUNDLE_BYTES, MAX_CERTIFICATES};
 pub use cilium_endpoint::{
     AddressPair, CiliumEndpoint, CiliumEndpointStatus, EncryptionSpec, EndpointIdentity, EndpointNetworking,
     EndpointPort,
 };
 pub use cilium_identity::{CiliumIdentity, MANAGED_BY, MANAGED_BY_LABEL, POD_NAMESPACE_LABEL};
 pub use cilium_node::{CiliumNode, CiliumNodeSpec, HealthSpec, IngressSpec, IpamSpec, NodeAddress};
+pub use cluster_info::{ClusterInfo, ClusterInfoError};
+pub use cluster_peer::{
+    CONNECTED, ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerSource, READY, SYNCED,
+    SecretName,
+};
 pub use policy::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
-/// The definitions a cluster without Cilium needs, in the order they are to be applied.
+/// The definitions that every cluster needs, with Cilium or without.
+pub fn own_definitions() -> Vec<CustomResourceDefinition> {
+    vec![cluster_peer::definition()]
+}
+
+/// The definitions that a cluster without Cilium needs, too, in the order they are to be applied.
 ///
 /// Where Cilium is installed these are its own to install: applying ours there is harmless only as long as Cilium's
 /// operator runs, which puts its version back.
-pub fn definitions() -> Vec<CustomResourceDefinition> {
+pub fn cilium_definitions() -> Vec<CustomResourceDefinition> {
     vec![cilium_identity::definition(), policy::namespaced(), policy::clusterwide()]
+}
+
+/// All definitions: what a cluster without Cilium needs. Which are Isthmus' own and which Cilium's can be told by their group.
+pub fn definitions() -> Vec<CustomResourceDefinition> {
+    let mut all = own_definitions();
+    all.extend(cilium_definitions());
+    all
 }
 
 /// The committed YAML: file name below `crds/yaml/`, and content.

@@ -69,6 +69,11 @@ impl View {
         self.running.get()
     }
 
+    /// The relay, while this replica runs one.
+    pub(super) fn relay(&self) -> Option<Relay> {
+        self.running()?.relay.clone()
+    }
+
     /// Seconds from the start until it was ready for the first time.
     pub(super) fn bootstrap_seconds(&self) -> Option<f64> {
         let ready = self.bootstrapped.get()?;
@@ -115,6 +120,14 @@ impl View {
                 .and_then(|running| running.relay.as_ref())
                 .map(Relay::refused_files)
                 .unwrap_or_default(),
+            refused_secrets: running
+                .and_then(|running| running.relay.as_ref())
+                .map(Relay::refused_secrets)
+                .unwrap_or_default(),
+            secrets_unread: running
+                .and_then(|running| running.relay.as_ref())
+                .and_then(Relay::secrets_unread),
+            leader: None,
         }
     }
 

@@ -58,7 +58,9 @@ use self::report::Reporter;
 use self::translate::{Input, Output, Section, Settings, Translator};
 
 pub use self::metrics::ExporterMetrics;
+pub(crate) use self::report::chain;
 pub use self::status::{ExportedCounts, ExporterStatus, WatchStatus};
+pub(crate) use self::watch::RetryDelay;
 
 /// Events that wait for the translation. Beyond it the watches wait too.
 const WAITING_INPUTS: usize = 1024;

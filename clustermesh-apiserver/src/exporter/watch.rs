@@ -189,13 +189,14 @@ fn advice<K: Watched>(error: &watcher::Error) -> String {
 /// 200 ms, doubled up to 10 s, and back to 200 ms after half a minute of peace.
 ///
 /// The start of each list counts as success for the stream, so success alone must not set it back.
-struct RetryDelay {
+pub(crate) struct RetryDelay {
     next: Duration,
     last_failure: Option<Instant>,
 }
 
 impl RetryDelay {
-    const FIRST: Duration = Duration::from_millis(200);
+    /// The shortest.
+    pub(crate) const FIRST: Duration = Duration::from_millis(200);
     const LONGEST: Duration = Duration::from_secs(10);
     const PEACE: Duration = Duration::from_secs(30);
 

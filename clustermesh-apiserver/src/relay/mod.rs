@@ -4,28 +4,32 @@
 //! `cilium/cache/` (wire format, section A.6). A hostile peer can lie about itself and about nothing else.
 
 mod admission;
-mod directory;
 mod metrics;
 mod mirror;
 mod peer;
+mod peers;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::writer::Writer;
 use isthmus_wire::{ClusterName, Key};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::admission::OwnCluster;
 use self::admission::Registry;
-use self::directory::{PeerFile, Peers};
 pub use self::metrics::Metrics;
-use self::peer::{Peer, PeerView};
+use self::peer::Peer;
+pub use self::peers::{Authorities, SecretSource, Sources, SourcesConfig};
+pub(crate) use self::peers::{Origin, Refused};
+use self::peers::{PeerConfig, Peers};
+use self::view::{PeerView, Shown};
 use crate::status::PeerStatus;
 
 /// How the relay is set up.
@@ -33,8 +37,8 @@ use crate::status::PeerStatus;
 pub struct RelayConfig {
     /// The own cluster.
     pub own: OwnCluster,
-    /// The directory with one client configuration per peer.
-    pub peers_dir: PathBuf,
+    /// Which peers there are.
+    pub sources: Sources,
     /// The times that it keeps.
     pub timing: Timing,
 }
@@ -63,10 +67,12 @@ impl Default for Timing {
     }
 }
 
-/// Mirrors every peer in the directory until `shutdown`.
+/// Mirrors every peer that is configured until `shutdown`. Cheap to clone.
+#[derive(Clone)]
 pub struct Relay {
     views: watch::Receiver<BTreeMap<ClusterName, watch::Receiver<PeerView>>>,
-    directory: watch::Receiver<Peers>,
+    peers: watch::Receiver<Peers>,
+    changed: Arc<Notify>,
     timing: Timing,
     started: Instant,
 }
@@ -80,7 +86,8 @@ impl Relay {
         metrics: Arc<Metrics>,
         shutdown: CancellationToken,
     ) -> (Self, tokio::task::JoinHandle<()>) {
-        let directory = directory::follow(config.peers_dir, config.own.name.clone(), shutdown.clone());
+        let peers = config.sources.peers;
+        let changed = Arc::new(Notify::new());
         let (send, views) = watch::channel(BTreeMap::new());
         let supervisor = Supervisor {
             own: config.own.name.clone(),
@@ -88,13 +95,14 @@ impl Relay {
             writer,
             timing: config.timing,
             metrics,
-            directory: directory.clone(),
-            files: BTreeMap::new(),
+            peers: peers.clone(),
+            configs: BTreeMap::new(),
             tasks: JoinSet::new(),
             views: send,
+            changed: Arc::clone(&changed),
             shutdown,
         };
-        let relay = Self { views, directory, timing: config.timing, started: Instant::now() };
+        let relay = Self { views, peers, changed, timing: config.timing, started: Instant::now() };
         (relay, tokio::spawn(supervisor.run()))
     }
 
@@ -103,14 +111,61 @@ impl Relay {
         self.views.borrow().iter().map(|(name, view)| view.borrow().status(name)).collect()
     }
 
-    /// Files in the directory that cannot be used, and why; the directory itself, if it cannot be read.
+    /// Waits until something about a peer or a configuration has changed since this was called last. For one caller.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// What says how each peer is reached, and what it says; or why that cannot be used.
+    pub(crate) fn configurations(&self) -> Vec<(ClusterName, Origin, Result<ClientConfig, String>)> {
+        let peers = self.peers.borrow();
+        let usable = peers
+            .configured
+            .iter()
+            .map(|(name, peer)| (name.clone(), peer.origin.clone(), Ok(peer.client.clone())));
+        let refused = peers.refused.iter().filter_map(|(origin, refused)| {
+            let name = refused.cluster.clone().filter(|name| !peers.configured.contains_key(name))?;
+            Some((name, origin.clone(), Err(refused.reason.clone())))
+        });
+        usable.chain(refused).collect()
+    }
+
+    /// Files in the directory that are not used, and why; the directory itself, if it cannot be read.
     pub fn refused_files(&self) -> BTreeMap<String, String> {
-        let peers = self.directory.borrow();
-        let mut refused = peers.refused.clone();
-        if let Some(reason) = &peers.unreadable {
-            refused.insert(".".to_owned(), reason.clone());
-        }
-        refused
+        let peers = self.peers.borrow();
+        let files = peers.refused.iter().filter_map(|(origin, refused)| match origin {
+            Origin::File(name) => Some((name.clone(), refused.reason.clone())),
+            Origin::Secret { .. } => None,
+        });
+        let directory = peers.directory_unread.iter().map(|reason| (".".to_owned(), reason.clone()));
+        files.chain(directory).collect()
+    }
+
+    /// Secrets that are not used, `namespace/name`, and why.
+    pub fn refused_secrets(&self) -> BTreeMap<String, String> {
+        let peers = self.peers.borrow();
+        let secrets = peers.refused.iter().filter_map(|(origin, refused)| match origin {
+            Origin::Secret { namespace, name } => {
+                Some((format!("{namespace}/{name}"), refused.reason.clone()))
+            }
+            Origin::File(_) => None,
+        });
+        secrets.collect()
+    }
+
+    /// Why the Secrets cannot be read at present.
+    pub fn secrets_unread(&self) -> Option<String> {
+        Some(self.peers.borrow().secrets_unread.as_ref()?.reason.clone())
+    }
+
+    /// Every configuration that is not used, with what is needed to tell of it.
+    pub(crate) fn refused(&self) -> BTreeMap<Origin, Refused> {
+        self.peers.borrow().refused.clone()
+    }
+
+    /// Whether a cluster is certainly no peer any more: nothing configures it, and nothing of it is left.
+    pub(crate) fn is_gone(&self, cluster: &ClusterName) -> bool {
+        self.peers.borrow().removed(cluster) && !self.views.borrow().contains_key(cluster)
     }
 
     /// What readiness waits for: a peer that can be reached and is not complete yet. None when ready.
@@ -119,9 +174,12 @@ impl Relay {
             return None;
         }
         let views = self.views.borrow();
+        let peers = self.peers.borrow();
+        if let Some(unread) = peers.secrets_unread.as_ref().filter(|unread| unread.first) {
+            return Some(unread.reason.clone());
+        }
         // A peer that was found and has no task yet.
-        let unborn =
-            self.directory.borrow().configured.keys().find(|name| !views.contains_key(*name)).cloned();
+        let unborn = peers.configured.keys().find(|name| !views.contains_key(*name)).cloned();
         let waiting =
             views.iter().find(|(_, view)| !view.borrow().settled(&self.timing)).map(|(name, _)| name.clone());
         waiting.or(unborn).map(|name| format!("peer {name} is not mirrored completely yet"))
@@ -134,20 +192,21 @@ struct Supervisor {
     writer: Writer,
     timing: Timing,
     metrics: Arc<Metrics>,
-    directory: watch::Receiver<Peers>,
+    peers: watch::Receiver<Peers>,
     /// One per task.
-    files: BTreeMap<ClusterName, watch::Sender<Option<PeerFile>>>,
+    configs: BTreeMap<ClusterName, watch::Sender<Option<PeerConfig>>>,
     tasks: JoinSet<ClusterName>,
     views: watch::Sender<BTreeMap<ClusterName, watch::Receiver<PeerView>>>,
+    changed: Arc<Notify>,
     shutdown: CancellationToken,
 }
 
 impl Supervisor {
     async fn run(mut self) {
-        self.directory.mark_changed();
+        self.peers.mark_changed();
         loop {
             tokio::select! {
-                Ok(()) = self.directory.changed() => self.apply(),
+                Ok(()) = self.peers.changed() => self.apply(),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
                 () = self.shutdown.cancelled() => break,
             }
@@ -155,35 +214,36 @@ impl Supervisor {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Tells every task its present file, and gives a task to who has none.
+    /// Tells every task its present configuration, and gives a task to who has none.
     fn apply(&mut self) {
-        let peers = self.directory.borrow_and_update().clone();
+        let peers = self.peers.borrow_and_update().clone();
         self.metrics.peers(peers.configured.len());
-        for (name, file) in &self.files {
+        for (name, config) in &self.configs {
             let present = peers.configured.get(name);
-            file.send_if_modified(|file| {
+            config.send_if_modified(|config| {
                 // One that was removed drains to its end before it begins anew.
-                let changed = file.is_some() && file.as_ref() != present;
+                let changed = config.is_some() && config.as_ref() != present;
                 if changed {
-                    *file = present.cloned();
+                    *config = present.cloned();
                 }
                 changed
             });
         }
-        for (name, file) in &peers.configured {
-            if !self.files.contains_key(name) {
-                self.start(name.clone(), Some(file.clone()));
+        for (name, config) in &peers.configured {
+            if !self.configs.contains_key(name) {
+                self.start(name.clone(), Some(config.clone()));
             }
         }
-        // While the directory cannot be read, or a file not be understood, nobody is taken for removed.
-        if peers.unreadable.is_none() {
+        // While a source cannot be read, or a configuration not be understood, nobody is taken for removed.
+        if peers.known() {
             for name in self.left_behind() {
-                if !self.files.contains_key(&name) && !peers.refused.contains_key(name.as_str()) {
+                if !self.configs.contains_key(&name) && peers.removed(&name) {
                     tracing::info!(peer = %name, "mirrored by an earlier run, and no peer any more");
                     self.start(name, None);
                 }
             }
         }
+        self.changed.notify_one();
     }
 
     /// The clusters of which the store holds anything. A store that outlives the process may hold peers that were
@@ -195,11 +255,12 @@ impl Supervisor {
         names.filter(|name| *name != self.own).collect()
     }
 
-    /// Gives a peer a task; one without a file has been removed and only drains.
-    fn start(&mut self, name: ClusterName, file: Option<PeerFile>) {
-        let (file, follow) = watch::channel(file);
-        let (view, seen) = watch::channel(PeerView::new());
-        self.files.insert(name.clone(), file);
+    /// Gives a peer a task; one without a configuration has been removed and only drains.
+    fn start(&mut self, name: ClusterName, config: Option<PeerConfig>) {
+        let origin = config.as_ref().map(|config| config.origin.clone());
+        let (config, follow) = watch::channel(config);
+        let (view, seen) = Shown::new(PeerView::new(origin), Arc::clone(&self.changed));
+        self.configs.insert(name.clone(), config);
         self.views.send_modify(|views| {
             views.insert(name.clone(), seen);
         });
@@ -209,7 +270,7 @@ impl Supervisor {
             writer: self.writer.clone(),
             timing: self.timing,
             metrics: Arc::clone(&self.metrics),
-            file: follow,
+            config: follow,
             view,
             shutdown: self.shutdown.clone(),
         };
@@ -226,9 +287,9 @@ impl Supervisor {
             Err(error) => {
                 tracing::error!(%error, "a peer's task failed; it is started again");
                 let dead: Vec<_> = self
-                    .files
+                    .configs
                     .iter()
-                    .filter(|(_, file)| file.is_closed())
+                    .filter(|(_, config)| config.is_closed())
                     .map(|(name, _)| name.clone())
                     .collect();
                 for name in &dead {
@@ -241,7 +302,7 @@ impl Supervisor {
     }
 
     fn forget(&mut self, name: &ClusterName) {
-        self.files.remove(name);
+        self.configs.remove(name);
         self.metrics.forget(name);
         self.views.send_modify(|views| {
             views.remove(name);

@@ -1,9 +1,9 @@
 //! One peer: a task that reads its store, checks what it says, and mirrors it into the own one.
 //!
 //! ```text
-//!   configured ──▶ following ──(file changed)──▶ following, everything marked and told again
+//!   configured ──▶ following ──(configuration changed)──▶ following, everything marked and told again
 //!                   │     └─(cluster id changed)──▶ everything deleted, then following
-//!                   └─(file removed)──▶ cluster-config deleted ──(grace)──▶ everything deleted ──▶ ended
+//!                   └─(removed)──▶ cluster-config deleted ──(grace)──▶ everything deleted ──▶ ended
 //! ```
 //!
 //! A peer that cannot be reached keeps what was mirrored of it, for ever unless [`Timing::cache_ttl`] is set.
@@ -25,11 +25,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Timing;
-use super::admission::{Registry, Reservation};
-use super::directory::PeerFile;
+use super::admission::{Refusal, Registry, Reservation};
 use super::metrics::Metrics;
 use super::mirror::Mirror;
-use crate::status::{Counts, PeerState, PeerStatus};
+use super::peers::PeerConfig;
+use super::view::Shown;
+use crate::status::Counts;
 
 /// How often a peer whose id another one has is looked at again.
 const READMIT: Duration = Duration::from_secs(5);
@@ -55,43 +56,14 @@ pub(super) struct Peer {
     pub(super) timing: Timing,
     pub(super) metrics: Arc<Metrics>,
     /// The present configuration; none once it was removed.
-    pub(super) file: watch::Receiver<Option<PeerFile>>,
-    pub(super) view: watch::Sender<PeerView>,
+    pub(super) config: watch::Receiver<Option<PeerConfig>>,
+    pub(super) view: Shown,
     pub(super) shutdown: CancellationToken,
-}
-
-/// What a peer's task shows to the outside.
-#[derive(Clone, Debug)]
-pub(super) struct PeerView {
-    pub(super) reader: Option<ReaderStatus>,
-    pub(super) cluster_id: Option<u16>,
-    pub(super) refusal: Option<String>,
-    pub(super) draining: bool,
-    /// Every section was complete at least once since the process started.
-    pub(super) synced: bool,
-    pub(super) counts: Counts,
-    pub(super) rejected: BTreeMap<&'static str, u64>,
-    pub(super) since: Instant,
-}
-
-impl PeerView {
-    pub(super) fn new() -> Self {
-        Self {
-            reader: None,
-            cluster_id: None,
-            refusal: None,
-            draining: false,
-            synced: false,
-            counts: Counts::default(),
-            rejected: BTreeMap::new(),
-            since: Instant::now(),
-        }
-    }
 }
 
 /// Why following a store ended.
 enum Ended {
-    /// Another file, or other capabilities: read again from the start, keeping what is mirrored meanwhile.
+    /// Another configuration, or other capabilities: read again from the start, keeping what is mirrored meanwhile.
     Changed,
     /// It is another cluster now: nothing mirrored of the old one is true any more.
     Exchanged,
@@ -100,16 +72,17 @@ enum Ended {
 }
 
 impl Peer {
-    /// Runs until the peer's file was removed and what was mirrored is deleted, or until shutdown.
+    /// Runs until the peer was removed and what was mirrored is deleted, or until shutdown.
     pub(super) async fn run(mut self) {
         let mut mirror = Mirror::default();
         loop {
-            let Some(file) = self.file.borrow_and_update().clone() else {
+            let Some(config) = self.config.borrow_and_update().clone() else {
                 self.drain(&mut mirror).await;
                 return;
             };
+            self.view.send_modify(|view| view.origin = Some(config.origin.clone()));
             let begun = Instant::now();
-            match self.follow(&file, &mut mirror).await {
+            match self.follow(&config, &mut mirror).await {
                 Ended::Changed => {}
                 Ended::Removed => continue,
                 Ended::Exchanged => self.delete_all(&mut mirror).await,
@@ -122,15 +95,15 @@ impl Peer {
         }
     }
 
-    /// Reads the store that `file` names until something about it changes.
-    async fn follow(&mut self, file: &PeerFile, mirror: &mut Mirror) -> Ended {
+    /// Reads the store that `config` names until something about it changes.
+    async fn follow(&mut self, config: &PeerConfig, mirror: &mut Mirror) -> Ended {
         mirror.reread();
-        let config = ReaderConfig {
+        let reader_config = ReaderConfig {
             progress_interval: PROGRESS,
             bounds: BOUNDS,
-            ..ReaderConfig::new(file.client.clone())
+            ..ReaderConfig::new(config.client.clone())
         };
-        let reader = Reader::spawn(self.name.clone(), config);
+        let reader = Reader::spawn(self.name.clone(), reader_config);
         let mut following = Following {
             config: reader.cluster_config(),
             status: reader.status(),
@@ -152,11 +125,12 @@ impl Peer {
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return Ended::Shutdown,
-                Ok(()) = self.file.changed() => {
-                    match self.file.borrow_and_update().as_ref() {
+                Ok(()) = self.config.changed() => {
+                    match self.config.borrow_and_update().as_ref() {
                         None => return Ended::Removed,
-                        Some(new) if new.digest != file.digest => return Ended::Changed,
-                        Some(_) => {}
+                        Some(new) if new.digest != config.digest => return Ended::Changed,
+                        // The same in another place.
+                        Some(new) => self.view.send_modify(|view| view.origin = Some(new.origin.clone())),
                     }
                 }
                 Ok(()) = following.config.changed() => {
@@ -206,7 +180,7 @@ impl Peer {
         let config = match ClusterConfig::decode(&value) {
             Ok(config) => config,
             Err(error) => {
-                self.refuse(&super::admission::Refusal::Malformed(error));
+                self.refuse(&Refusal::Malformed(error));
                 return None;
             }
         };
@@ -422,12 +396,11 @@ impl Peer {
         }
     }
 
-    fn refuse(&mut self, refusal: &super::admission::Refusal) {
-        let text = refusal.to_string();
-        if self.view.borrow().refusal.as_ref() != Some(&text) {
-            tracing::error!(peer = %self.name, reason = text, "peer refused");
+    fn refuse(&mut self, refusal: &Refusal) {
+        if self.view.borrow().refusal.as_ref() != Some(refusal) {
+            tracing::error!(peer = %self.name, reason = %refusal, "peer refused");
             self.metrics.rejected(&self.name, "cluster_config");
-            self.view.send_modify(|view| view.refusal = Some(text));
+            self.view.send_modify(|view| view.refusal = Some(refusal.clone()));
         }
     }
 
@@ -468,73 +441,4 @@ struct Progress {
     /// Whether the peer exports it at all.
     exported: bool,
     synced: bool,
-}
-
-impl PeerView {
-    /// What people and programs are told of the peer.
-    pub(super) fn status(&self, name: &ClusterName) -> PeerStatus {
-        let now = chrono::Utc::now();
-        let reader = self.reader.as_ref();
-        let sections = || reader.into_iter().flat_map(|reader| reader.sections.values());
-        let connected = reader.is_some_and(ReaderStatus::connected);
-        let last_error = reader.and_then(|reader| reader.last_error.clone());
-        let (state, reason) = if self.draining {
-            (
-                PeerState::Draining,
-                Some("its file was removed; what was mirrored goes after the grace period".to_owned()),
-            )
-        } else if let Some(refusal) = &self.refusal {
-            (PeerState::Refused, Some(refusal.clone()))
-        } else if !connected {
-            let reason = last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
-            (PeerState::Connecting, Some(reason))
-        } else if self.cluster_id.is_none() {
-            let reason = format!(
-                "it has not written cilium/cluster-config/{name}: is its apiserver up, and named {name}?"
-            );
-            (PeerState::AwaitingConfiguration, Some(reason))
-        } else if !self.synced || !reader.is_some_and(ReaderStatus::ready) {
-            let waiting = reader
-                .into_iter()
-                .flat_map(|reader| &reader.sections)
-                .find(|(_, section)| section.phase != isthmus_kvstore::reader::SectionPhase::Following);
-            let reason = waiting.map(|(prefix, section)| match &section.last_error {
-                Some(error) => format!("{prefix}: {error}"),
-                None => format!("{prefix}: {:?}", section.phase),
-            });
-            (
-                PeerState::Synchronizing,
-                Some(reason.unwrap_or_else(|| "the first lists are under way".to_owned())),
-            )
-        } else {
-            (PeerState::Ready, None)
-        };
-        let confirmed = sections().map(|section| section.confirmed).min().flatten();
-        let store_revision = reader.map_or(0, |reader| reader.store_revision);
-        PeerStatus {
-            name: name.to_string(),
-            cluster_id: self.cluster_id,
-            state,
-            reason,
-            connected,
-            endpoint: reader.and_then(|reader| reader.endpoint.clone()),
-            data_age_seconds: confirmed.map(|at| (now - at).num_milliseconds().max(0) as f64 / 1000.0),
-            revision: sections().map(|section| section.revision).min().unwrap_or(0),
-            revision_lag: sections().map(|section| section.lag(store_revision)).max().unwrap_or(0),
-            counts: self.counts,
-            rejected: self.rejected.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
-            failures: reader.map_or(0, |reader| reader.failures),
-            last_error,
-            last_failure: reader.and_then(|reader| reader.last_failure),
-        }
-    }
-
-    /// Whether readiness need not wait for this peer: it was complete once, or it cannot be at the moment.
-    pub(super) fn settled(&self, timing: &Timing) -> bool {
-        let connected = self.reader.as_ref().is_some_and(ReaderStatus::connected);
-        self.synced
-            || self.draining
-            || self.refusal.is_some()
-            || (!connected && self.since.elapsed() >= timing.peer_ready_timeout)
-    }
 }

@@ -11,9 +11,8 @@ use axum::routing::get;
 use isthmus_kvstore::client::steps::Resolver;
 use serde::Deserialize;
 
-use super::{DEFAULT_NAMESPACE, Limits, Origin, Setup, Troubleshooter, in_directory};
-use crate::relay::OwnCluster;
-use crate::status::PeerStatus;
+use super::{Limits, Origin, Refusal, Setup, Troubleshooter, target};
+use crate::relay::{OwnCluster, Relay};
 
 /// Which peer.
 #[derive(Deserialize)]
@@ -26,26 +25,27 @@ pub fn router(troubleshooter: Arc<Troubleshooter>) -> Router {
     Router::new().route("/v1/troubleshoot", get(troubleshoot)).with_state(troubleshooter)
 }
 
-/// The route of a daemon whose peers are in a directory and are mirrored by the relay that `relayed` asks.
+/// The route of a daemon. Its peers are those of the relay that `relay` answers with while this replica runs one, files
+/// among them in `peers_dir`.
 pub fn of_daemon(
     own: OwnCluster,
+    namespace: &str,
     peers_dir: Option<PathBuf>,
-    relayed: impl Fn() -> Vec<PeerStatus> + Send + Sync + 'static,
+    relay: impl Fn() -> Option<Relay> + Clone + Send + Sync + 'static,
 ) -> Router {
     let setup = Setup {
         cluster: own.name.to_string(),
-        own: Some(own.clone()),
-        namespace: DEFAULT_NAMESPACE.to_owned(),
+        own: Some(own),
+        namespace: namespace.to_owned(),
         origin: Origin::Apiserver,
         resolver: Resolver::system(),
         limits: Limits::default(),
     };
-    let targets = move || {
-        let found = peers_dir.as_deref().map(|directory| in_directory(directory, Some(&own.name)));
-        // One that cannot be read is told in the status, and named peers are said not to be configured.
-        found.and_then(Result::ok).unwrap_or_default()
-    };
-    router(Arc::new(Troubleshooter::new(setup, targets).beside(relayed)))
+    let directory = peers_dir.unwrap_or_default();
+    let configured = relay.clone();
+    let targets = move || configured().map(|relay| target::of_relay(&relay, &directory));
+    let mirrored = move || relay().map(|relay| relay.peers()).unwrap_or_default();
+    router(Arc::new(Troubleshooter::new(setup, targets).beside(mirrored)))
 }
 
 async fn troubleshoot(
@@ -54,6 +54,11 @@ async fn troubleshoot(
 ) -> Response {
     match troubleshooter.report(asked.peer.as_slice()).await {
         Ok(report) => Json(report).into_response(),
-        Err(busy) => (StatusCode::TOO_MANY_REQUESTS, format!("{busy}\n")).into_response(),
+        Err(refusal @ Refusal::Busy(_)) => {
+            (StatusCode::TOO_MANY_REQUESTS, format!("{refusal}\n")).into_response()
+        }
+        Err(refusal @ Refusal::NoRelay) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{refusal}\n")).into_response()
+        }
     }
 }

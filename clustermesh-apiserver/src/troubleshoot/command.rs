@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
+use isthmus_crds::names::DEFAULT_NAMESPACE;
 use isthmus_kvstore::client::steps::Resolver;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 
-use super::{
-    DEFAULT_NAMESPACE, Limits, Origin, Outcome, Report, Setup, Signs, Target, Troubleshooter, in_directory,
-    text,
-};
+use super::{Limits, Origin, Outcome, Report, Setup, Signs, Target, Troubleshooter, in_directory, text};
 use crate::relay::OwnCluster;
 
 const EXAMPLES: &str = "\
@@ -95,7 +93,10 @@ pub async fn from_files(flags: &Flags) -> Result<Report, String> {
         Some(_) => Vec::new(),
         None => flags.peers.iter().map(ToString::to_string).collect(),
     };
-    Troubleshooter::new(setup, move || targets.clone()).report(&names).await.map_err(|busy| busy.to_string())
+    Troubleshooter::new(setup, move || Some(targets.clone()))
+        .report(&names)
+        .await
+        .map_err(|refusal| refusal.to_string())
 }
 
 fn targets(flags: &Flags) -> Result<Vec<Target>, String> {

@@ -40,8 +40,6 @@ pub use self::target::{Target, in_directory};
 use crate::relay::OwnCluster;
 use crate::status::PeerStatus;
 
-/// The namespace that the daemons run in where nothing else is said.
-const DEFAULT_NAMESPACE: &str = "isthmus-system";
 /// How many peers are probed at the same time.
 const AT_ONCE: usize = 8;
 
@@ -62,7 +60,7 @@ pub struct Setup {
 }
 
 /// The peers as they are configured at present.
-type Targets = Box<dyn Fn() -> Vec<Target> + Send + Sync>;
+type Targets = Box<dyn Fn() -> Option<Vec<Target>> + Send + Sync>;
 /// Where the relay stands with each of them.
 type Mirrored = Box<dyn Fn() -> Vec<PeerStatus> + Send + Sync>;
 
@@ -75,14 +73,22 @@ pub struct Troubleshooter {
     busy: Mutex<BTreeSet<String>>,
 }
 
-/// A peer is being probed already.
+/// Why nothing is probed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0} is being probed already; ask again in a few seconds")]
-pub struct Busy(pub String);
+#[non_exhaustive]
+pub enum Refusal {
+    /// This peer is being probed for somebody else.
+    #[error("{0} is being probed already; ask again in a few seconds")]
+    Busy(String),
+    /// This replica connects to no peers.
+    #[error("this replica has no connections to peers at present; ask the one that leads")]
+    NoRelay,
+}
 
 impl Troubleshooter {
-    /// One for the peers that `targets` answers with each time it is asked.
-    pub fn new(setup: Setup, targets: impl Fn() -> Vec<Target> + Send + Sync + 'static) -> Self {
+    /// One for the peers that `targets` answers with each time it is asked; none while this process has nothing to do
+    /// with peers.
+    pub fn new(setup: Setup, targets: impl Fn() -> Option<Vec<Target>> + Send + Sync + 'static) -> Self {
         Self { setup, targets: Box::new(targets), relay: None, busy: Mutex::default() }
     }
 
@@ -96,9 +102,9 @@ impl Troubleshooter {
     /// Probes the peers with these names, or all if none is named. A name that is no peer's has a report that says so.
     ///
     /// # Errors
-    /// [`Busy`] while one of them is being probed for somebody else.
-    pub async fn report(&self, names: &[String]) -> Result<Report, Busy> {
-        let targets = (self.targets)();
+    /// [`Refusal`]
+    pub async fn report(&self, names: &[String]) -> Result<Report, Refusal> {
+        let targets = (self.targets)().ok_or(Refusal::NoRelay)?;
         // A cluster is no peer of its own: of several that are asked alike each leaves itself out.
         let names_given = !names.is_empty();
         let names: Vec<&String> = names.iter().filter(|name| **name != self.setup.cluster).collect();
@@ -146,11 +152,11 @@ impl Troubleshooter {
         }
     }
 
-    fn turn(&self, names: impl Iterator<Item = String>) -> Result<Turn<'_>, Busy> {
+    fn turn(&self, names: impl Iterator<Item = String>) -> Result<Turn<'_>, Refusal> {
         let names: BTreeSet<String> = names.collect();
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(name) = names.iter().find(|name| busy.contains(*name)) {
-            return Err(Busy(name.clone()));
+            return Err(Refusal::Busy(name.clone()));
         }
         busy.extend(names.iter().cloned());
         Ok(Turn { busy: &self.busy, names })

@@ -7,6 +7,8 @@ use isthmus_kvstore::config::ClientConfig;
 use isthmus_wire::ClusterName;
 
 use super::fault::Source;
+use crate::relay::Relay;
+use crate::status::PeerOrigin;
 
 /// What makes a file a peer, as for the relay.
 const MARK: &str = "endpoints:";
@@ -30,6 +32,16 @@ impl Target {
         let client = ClientConfig::load(path).map_err(|error| error.to_string());
         Self { name, source: Source::File(path.to_owned()), client }
     }
+}
+
+/// The peers of a running relay, the files among them in `directory`.
+pub(super) fn of_relay(relay: &Relay, directory: &Path) -> Vec<Target> {
+    let source = |origin| match origin {
+        PeerOrigin::Secret { namespace, name } => Source::Secret { namespace, name },
+        PeerOrigin::File(name) => Source::File(directory.join(name)),
+    };
+    let all = relay.configurations().into_iter();
+    all.map(|(name, origin, client)| Target { name, source: source(origin), client }).collect()
 }
 
 /// The peers in a directory with one client configuration per file, named like the peer (wire format, section A.8). The

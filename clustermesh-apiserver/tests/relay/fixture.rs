@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY};
-use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Timing};
+use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
 use isthmus_kvstore::gateway::{Gateway, Grants, TlsFiles};
 use isthmus_kvstore::memory::{KeyRange, Limits, MemoryStore, RangeRequest, StoreId};
@@ -45,8 +45,10 @@ impl Alpha {
         };
         let peers_dir = mesh.folder.path().join("peers");
         std::fs::create_dir_all(&peers_dir).unwrap();
-        let config = RelayConfig { own, peers_dir: peers_dir.clone(), timing };
         let shutdown = CancellationToken::new();
+        let sources =
+            SourcesConfig { own: own.name.clone(), directory: Some(peers_dir.clone()), secrets: None };
+        let config = RelayConfig { own, sources: Sources::follow(sources, &shutdown), timing };
         let writer = Writer::memory(store.clone());
         let (relay, task) = Relay::spawn(config, writer, Arc::new(Metrics::default()), shutdown.clone());
         Self { store, relay, peers_dir, folder: Arc::clone(&mesh.folder), shutdown, task }

@@ -231,7 +231,7 @@ pub(crate) fn troubleshooter_of(
         resolver,
         limits: Limits { patience: Duration::from_secs(4), data_age },
     };
-    Troubleshooter::new(setup, move || vec![target.clone()])
+    Troubleshooter::new(setup, move || Some(vec![target.clone()]))
 }
 
 pub(crate) async fn probe(target: Target, resolver: Resolver) -> PeerReport {

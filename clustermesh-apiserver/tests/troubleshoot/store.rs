@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Timing};
+use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use clustermesh_apiserver::status::PeerState;
 use clustermesh_apiserver::troubleshoot::{Outcome, PeerReport, Step};
 use hyper::client::conn::http2::SendRequest;
@@ -256,7 +256,9 @@ impl Following {
         std::fs::create_dir_all(&directory).unwrap();
         let store = MemoryStore::new(StoreId::random(), Limits::default());
         let shutdown = CancellationToken::new();
-        let config = RelayConfig { own: own(), peers_dir: directory.clone(), timing: Timing::default() };
+        let sources = SourcesConfig { own: own().name, directory: Some(directory.clone()), secrets: None };
+        let sources = Sources::follow(sources, &shutdown);
+        let config = RelayConfig { own: own(), sources, timing: Timing::default() };
         let metrics = Arc::new(Metrics::default());
         let (relay, _) = Relay::spawn(config, Writer::memory(store), metrics, shutdown.clone());
         Self { relay: Arc::new(relay), directory, shutdown }

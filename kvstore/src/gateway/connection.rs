@@ -129,13 +129,14 @@ impl Connections {
 
     async fn handshake(&self, stream: TcpStream) -> io::Result<Accepted> {
         let since = UnixTime::now();
+        let losses = self.tls.trust().map(|trust| trust.borrow().losses());
         let accept = TlsAcceptor::from(self.tls.config()).accept(stream).into_fallible();
         match accept.await {
             Ok(stream) => {
                 let (_, session) = stream.get_ref();
                 let chain = session.peer_certificates().unwrap_or_default();
                 let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-                Ok(Accepted { stream, identity: ClientIdentity { chain, since } })
+                Ok(Accepted { stream, identity: ClientIdentity { chain, since, losses } })
             }
             Err((error, stream)) => {
                 part(stream).await;
@@ -147,10 +148,12 @@ impl Connections {
     /// Waits until the client would not be let in any more, if that may happen to an open connection.
     async fn distrusted(&self, client: &ClientIdentity) {
         let Some(mut trust) = self.tls.trust() else { return std::future::pending().await };
+        let mut seen = client.losses;
         loop {
             // Also before the first change: there may have been one during the handshake.
             let verifier = trust.borrow_and_update().clone();
-            if !verifier.still_trusts(&client.chain, client.since) {
+            let lost = seen.replace(verifier.losses()) != Some(verifier.losses());
+            if lost && !verifier.still_trusts(&client.chain, client.since) {
                 // Not all of an authority's clients at once: each reads everything anew from wherever it goes.
                 return tokio::time::sleep(PARTING.mul_f64(fastrand::f64())).await;
             }
@@ -282,6 +285,8 @@ struct Accepted {
 struct ClientIdentity {
     chain: Vec<CertificateDer<'static>>,
     since: UnixTime,
+    /// What had been taken out of trust by then, if that may end an open connection.
+    losses: Option<u64>,
 }
 
 impl ClientIdentity {

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod dns;
-#[path = "../mint.rs"]
 mod mint;
 mod names;
 mod place;

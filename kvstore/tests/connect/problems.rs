@@ -23,7 +23,7 @@ fn agent(authority: &Mint) -> Minted {
 /// What a client of `own` is told by a gateway with this certificate.
 async fn at_server(own: &Mint, server: &Minted) -> TlsProblem {
     let place = Place::start(([127, 0, 0, 1], 0).into(), server, trust(&[(own, Vouches::Anyone)])).await;
-    try_to_connect(&place.config(own, &agent(own))).await.unwrap_err()
+    try_to_connect(&place.config(own, &agent(own))).await.err().unwrap()
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn a_refused_client_learns_which_of_its_certificates_and_why() {
     let refused = async |identity: Option<&Minted>| {
         let mut config = place.config(&own, &agent(&own));
         config.identity = identity.map(|identity| Identity::Live(identity.live()));
-        let problem = try_to_connect(&config).await.unwrap_err();
+        let problem = try_to_connect(&config).await.err().unwrap();
         match &problem {
             TlsProblem::Refused { why, .. } => (*why, problem.to_string()),
             other => panic!("{other}"),
@@ -124,12 +124,12 @@ async fn what_does_not_speak_tls_is_not_taken_for_a_certificates_fault() {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     });
-    let problem = problem.unwrap_err();
+    let problem = problem.err().unwrap();
     assert!(matches!(problem, TlsProblem::NotTls), "{problem}");
     let (problem, ()) = tokio::join!(try_to_connect(&config), async {
         drop(listener.accept().await.unwrap());
     });
-    let problem = problem.unwrap_err();
+    let problem = problem.err().unwrap();
     assert!(matches!(problem, TlsProblem::Ended { .. }), "{problem}");
 }
 
@@ -145,7 +145,7 @@ async fn a_live_identity_is_taken_anew_at_each_handshake_and_its_exchange_drops_
 
     let stranger = agent(&next);
     identity.replace(&stranger.certificate, &stranger.key).unwrap();
-    let problem = try_to_connect(&config).await.unwrap_err();
+    let problem = try_to_connect(&config).await.err().unwrap();
     assert!(matches!(problem, TlsProblem::Refused { why: Why::Authority, .. }), "{problem}");
     client.get("cilium/.heartbeat", None).await.unwrap();
 
@@ -174,10 +174,10 @@ async fn another_name_than_the_endpoints_can_be_verified() {
     config.server_name = Some("alpha.mesh.cilium.io".into());
     try_to_connect(&config).await.unwrap_or_else(|problem| panic!("{problem}"));
     config.server_name = Some("beta.mesh.cilium.io".into());
-    let problem = try_to_connect(&config).await.unwrap_err();
+    let problem = try_to_connect(&config).await.err().unwrap();
     assert!(matches!(problem, TlsProblem::WrongName { .. }), "{problem}");
     config.server_name = Some("not a name".into());
-    let problem = try_to_connect(&config).await.unwrap_err();
+    let problem = try_to_connect(&config).await.err().unwrap();
     assert!(matches!(problem, TlsProblem::Name { .. }), "{problem}");
 }
 

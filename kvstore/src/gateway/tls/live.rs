@@ -66,9 +66,9 @@ impl LiveTls {
     }
 
     pub(super) fn trust_by(&self, trust: Option<Trust>, verifier: TrustVerifier) -> Result<(), TlsError> {
-        let verifier = Arc::new(verifier);
-        let config = server_config(&self.0.identity, &verifier)?;
         let mut current = self.lock();
+        let verifier = Arc::new(verifier.after(&self.0.verifier.borrow()));
+        let config = server_config(&self.0.identity, &verifier)?;
         *current = Current { trust, config };
         self.0.verifier.send_replace(verifier);
         Ok(())

@@ -3,6 +3,7 @@
 //! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the same
 //! name ("Cilium CA"); what tells them apart is their keys.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,12 +34,15 @@ pub(in crate::gateway) struct TrustVerifier {
     groups: Vec<Group>,
     hints: Vec<DistinguishedName>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// How often something was taken out of trust before it became this.
+    losses: u64,
     log: Mutex<Log>,
 }
 
 #[derive(Debug)]
 struct Group {
     vouches: Vouches,
+    certificates: HashSet<CertificateDer<'static>>,
     verifier: Arc<dyn ClientCertVerifier>,
 }
 
@@ -86,14 +90,14 @@ impl TrustVerifier {
         for (vouches, certificates) in groups {
             let unusable = |reason: String| TlsError::Anchor { vouches: vouches.clone(), reason };
             let mut roots = RootCertStore::empty();
-            for certificate in certificates {
-                roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+            for certificate in &certificates {
+                roots.add(certificate.clone()).map_err(|error| unusable(error.to_string()))?;
             }
             hints.extend(roots.subjects());
             let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
                 .build()
                 .map_err(|error| unusable(error.to_string()))?;
-            verifiers.push(Group { vouches, verifier });
+            verifiers.push(Group { vouches, certificates: certificates.into_iter().collect(), verifier });
         }
         if verifiers.is_empty() {
             return Err(TlsError::NoAuthority);
@@ -104,7 +108,24 @@ impl TrustVerifier {
             hints.clear();
         }
         let algorithms = provider.signature_verification_algorithms;
-        Ok(Self { groups: verifiers, hints, algorithms, log: Mutex::default() })
+        Ok(Self { groups: verifiers, hints, algorithms, losses: 0, log: Mutex::default() })
+    }
+
+    /// This one, in the place of `before`.
+    pub(super) fn after(mut self, before: &Self) -> Self {
+        let kept = |old: &Group| {
+            self.groups
+                .iter()
+                .any(|new| new.vouches == old.vouches && new.certificates.is_superset(&old.certificates))
+        };
+        let lost = !before.groups.iter().all(kept);
+        self.losses = before.losses + u64::from(lost);
+        self
+    }
+
+    /// How often something was taken out of trust. While it stays the same, whoever was let in would be let in again.
+    pub(in crate::gateway) fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Whether a client with this chain would be let in, at the time when it was.

@@ -4,7 +4,7 @@
 //! as links into a folder that is exchanged whole. Events only wake the reader up; what counts is the content's digest.
 //! A slow poll stands behind them for file systems that send none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::{Found, Origin, PeerConfig, Refused, Unread};
+
 /// How long after an event the directory is read: writers make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often it is read without any event.
@@ -30,32 +32,12 @@ const MAX_ENTRIES: usize = 4096;
 /// What makes a file a peer: the same text that Cilium looks for.
 const MARK: &[u8] = b"endpoints:";
 
-/// What the directory holds.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Peers {
-    /// The usable configurations.
-    pub(super) configured: BTreeMap<ClusterName, PeerFile>,
-    /// Files that look like configurations and cannot be used, and why.
-    pub(super) refused: BTreeMap<String, String>,
-    /// Why the directory itself cannot be read.
-    pub(super) unreadable: Option<String>,
-}
-
-/// One peer's configuration.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct PeerFile {
-    /// SHA-256 of the file: another one means another connection.
-    pub(super) digest: [u8; 32],
-    /// Where the peer is and who to be towards it.
-    pub(super) client: ClientConfig,
-}
-
 /// Follows the directory until `shutdown`. `own` is the name of the own cluster, whose file is ignored.
 ///
 /// The first reading is done when this returns. A file that turns unusable keeps its last usable configuration, so that
 /// a half-written file cuts no peer off; one that is gone, or no longer looks like a configuration, is removed.
-pub(super) fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToken) -> watch::Receiver<Peers> {
-    let (send, receive) = watch::channel(Peers::default());
+pub(super) fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToken) -> watch::Receiver<Found> {
+    let (send, receive) = watch::channel(Found::default());
     let mut directory = Directory { path, own, send };
     directory.reread();
     tokio::spawn(async move {
@@ -70,7 +52,7 @@ pub(super) fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToke
 struct Directory {
     path: PathBuf,
     own: ClusterName,
-    send: watch::Sender<Peers>,
+    send: watch::Sender<Found>,
 }
 
 impl Directory {
@@ -81,7 +63,7 @@ impl Directory {
                     // Read only once watched, so that no change falls between the two.
                     loop {
                         self.reread();
-                        if self.send.borrow().unreadable.is_some() {
+                        if self.send.borrow().unread.is_some() {
                             break;
                         }
                         notifier.watch_files();
@@ -100,13 +82,13 @@ impl Directory {
     fn reread(&mut self) {
         let before = self.send.borrow().clone();
         let now = read(&self.path, &self.own, &before);
-        for (file, reason) in
-            now.refused.iter().filter(|(file, reason)| before.refused.get(*file) != Some(reason))
+        for (file, refused) in
+            now.refused.iter().filter(|(file, refused)| before.refused.get(*file) != Some(refused))
         {
-            tracing::error!(file, reason, "peer configuration refused");
+            tracing::error!(reason = refused.reason, "peer configuration refused: {file}");
         }
-        if let Some(reason) =
-            now.unreadable.as_ref().filter(|reason| before.unreadable.as_ref() != Some(reason))
+        if let Some(Unread { reason, .. }) =
+            now.unread.as_ref().filter(|unread| before.unread.as_ref() != Some(unread))
         {
             tracing::error!(reason, "peer directory cannot be read; the peers known so far stay connected");
         }
@@ -118,16 +100,16 @@ impl Directory {
     }
 }
 
-fn read(path: &Path, own: &ClusterName, before: &Peers) -> Peers {
+fn read(path: &Path, own: &ClusterName, before: &Found) -> Found {
     let names = match file_names(path) {
         Ok(names) => names,
         Err(error) => {
             let reason =
                 format!("{}: {error}; create it, or name another one with --peers-dir", path.display());
-            return Peers { unreadable: Some(reason), ..before.clone() };
+            return Found { unread: Some(Unread { first: false, reason }), ..before.clone() };
         }
     };
-    let mut peers = Peers::default();
+    let mut peers = Found::default();
     for name in names {
         match read_file(&path.join(&name), &name, own) {
             Ok(None) => {}
@@ -138,7 +120,8 @@ fn read(path: &Path, own: &ClusterName, before: &Peers) -> Peers {
                 if let Some((cluster, file)) = before.configured.get_key_value(name.as_str()) {
                     peers.configured.insert(cluster.clone(), file.clone());
                 }
-                peers.refused.insert(name, reason);
+                let refused = Refused { cluster: name.parse().ok(), reason, uid: None };
+                peers.refused.insert(Origin::File(name), refused);
             }
         }
     }
@@ -157,7 +140,11 @@ fn file_names(path: &Path) -> io::Result<BTreeSet<String>> {
 }
 
 /// None for what is no configuration: certificates and keys lie in the same directory.
-fn read_file(path: &Path, name: &str, own: &ClusterName) -> Result<Option<(ClusterName, PeerFile)>, String> {
+fn read_file(
+    path: &Path,
+    name: &str,
+    own: &ClusterName,
+) -> Result<Option<(ClusterName, PeerConfig)>, String> {
     let bytes = match bounded(path) {
         Ok(Some(bytes)) => bytes,
         // Vanished or unreadable: removed, as A.8 says.
@@ -171,7 +158,8 @@ fn read_file(path: &Path, name: &str, own: &ClusterName) -> Result<Option<(Clust
     })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| "the file is not UTF-8 text".to_owned())?;
     let client = ClientConfig::parse(text).map_err(|error| error.to_string())?;
-    Ok(Some((cluster, PeerFile { digest: Sha256::digest(&bytes).into(), client })))
+    let (digest, origin) = (Sha256::digest(&bytes).into(), Origin::File(name.to_owned()));
+    Ok(Some((cluster, PeerConfig { digest, client, origin, authorities: None })))
 }
 
 /// The content of a regular file, or nothing where something else has the name; one byte beyond the bound at most, so
@@ -246,7 +234,11 @@ mod tests {
         name.parse().unwrap()
     }
 
-    async fn until(peers: &mut watch::Receiver<Peers>, condition: impl FnMut(&Peers) -> bool) -> Peers {
+    fn refusal<'a>(peers: &'a Found, file: &str) -> Option<&'a str> {
+        Some(&peers.refused.get(&Origin::File(file.to_owned()))?.reason)
+    }
+
+    async fn until(peers: &mut watch::Receiver<Found>, condition: impl FnMut(&Found) -> bool) -> Found {
         timeout(Duration::from_secs(20), peers.wait_for(condition)).await.expect("in time").unwrap().clone()
     }
 
@@ -300,13 +292,13 @@ mod tests {
         fs::write(path.join("Not_A_Name"), CONFIG).unwrap();
         let shutdown = CancellationToken::new();
         let mut peers = follow(path.to_owned(), cluster("alpha"), shutdown.clone());
-        assert!(peers.borrow().refused["Not_A_Name"].contains("cluster name"));
+        assert!(refusal(&peers.borrow(), "Not_A_Name").unwrap().contains("cluster name"));
         fs::write(path.join("beta"), "endpoints: [\"ftp://x\"]\n").unwrap();
-        let now = until(&mut peers, |peers| peers.refused.contains_key("beta")).await;
-        assert!(now.refused["beta"].contains("endpoints[0]"), "{:?}", now.refused);
+        let now = until(&mut peers, |peers| refusal(peers, "beta").is_some()).await;
+        assert!(refusal(&now, "beta").unwrap().contains("endpoints[0]"), "{:?}", now.refused);
         assert!(now.configured.contains_key("beta"), "the last usable configuration stays");
         fs::write(path.join("beta"), CONFIG).unwrap();
-        until(&mut peers, |peers| !peers.refused.contains_key("beta")).await;
+        until(&mut peers, |peers| refusal(peers, "beta").is_none()).await;
         shutdown.cancel();
     }
 
@@ -316,10 +308,10 @@ mod tests {
         let path = folder.path().join("later");
         let shutdown = CancellationToken::new();
         let mut peers = follow(path.clone(), cluster("alpha"), shutdown.clone());
-        assert!(peers.borrow().unreadable.as_ref().unwrap().contains("--peers-dir"));
+        assert!(peers.borrow().unread.as_ref().unwrap().reason.contains("--peers-dir"));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("beta"), CONFIG).unwrap();
-        until(&mut peers, |peers| peers.unreadable.is_none() && peers.configured.contains_key("beta")).await;
+        until(&mut peers, |peers| peers.unread.is_none() && peers.configured.contains_key("beta")).await;
         shutdown.cancel();
     }
 }

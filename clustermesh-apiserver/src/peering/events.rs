@@ -1,0 +1,157 @@
+//! Kubernetes Events: what happened to a peer, and which Secret cannot be used. Seen by `kubectl describe` and `kubectl events`.
+
+use std::time::Duration;
+
+use isthmus_crds::{CONNECTED, ClusterPeer, ClusterPeerStatus, READY};
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource};
+use tokio::sync::mpsc;
+
+use super::conditions::bounded;
+use crate::exporter::chain;
+use crate::relay::{Origin, Refused};
+use crate::status::PeerCause;
+
+/// Events that wait to be sent. What is more is left out: the status says how things are.
+const WAITING: usize = 64;
+/// Between two Events.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// How long the API may take for one.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An Event, and what it is about.
+pub(super) struct Told {
+    event: Event,
+    about: ObjectReference,
+}
+
+/// Where Events wait.
+pub(super) type Queue = mpsc::Sender<Told>;
+
+pub(super) fn channel() -> (Queue, mpsc::Receiver<Told>) {
+    mpsc::channel(WAITING)
+}
+
+/// Sends Events one by one, for ever. Failures do not matter.
+pub(super) async fn send(client: Client, mut queue: mpsc::Receiver<Told>) {
+    let recorder = Recorder::new(client, "isthmus-clustermesh-apiserver".into());
+    while let Some(Told { event, about }) = queue.recv().await {
+        match tokio::time::timeout(TIMEOUT, recorder.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!("cannot record a Kubernetes Event: {}", chain(&error)),
+            Err(_) => tracing::debug!("cannot record a Kubernetes Event: no answer"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Tells what has happened to a peer between two statuses.
+pub(super) fn peer(
+    queue: &Queue,
+    about: &ClusterPeer,
+    old: Option<&ClusterPeerStatus>,
+    new: &ClusterPeerStatus,
+) {
+    for (type_, reason, note) in happened(old, new) {
+        tell(queue, type_, reason, note, about.object_ref(&()));
+    }
+}
+
+/// Tells that a Secret is not used.
+pub(super) fn secret(queue: &Queue, origin: &Origin, refused: &Refused) {
+    let Origin::Secret { namespace, name } = origin else { return };
+    let about = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Secret".to_owned()),
+        namespace: Some(namespace.clone()),
+        name: Some(name.clone()),
+        uid: refused.uid.clone(),
+        ..ObjectReference::default()
+    };
+    let reason = PeerCause::InvalidSecret.as_str().to_owned();
+    tell(queue, EventType::Warning, reason, bounded(&refused.reason), about);
+}
+
+fn tell(queue: &Queue, type_: EventType, reason: String, note: String, about: ObjectReference) {
+    let event = Event { type_, reason, note: Some(note), action: "Connect".to_owned(), secondary: None };
+    let _ = queue.try_send(Told { event, about });
+}
+
+fn happened(old: Option<&ClusterPeerStatus>, new: &ClusterPeerStatus) -> Vec<(EventType, String, String)> {
+    let find = |status: &ClusterPeerStatus, type_: &str| -> Option<Condition> {
+        status.conditions.iter().find(|condition| condition.type_ == type_).cloned()
+    };
+    let before = |type_: &str| old.and_then(|old| find(old, type_));
+    let held = |type_: &str| before(type_).is_some_and(|condition| condition.status == "True");
+    let (Some(connected), Some(ready)) = (find(new, CONNECTED), find(new, READY)) else { return Vec::new() };
+    let mut events = Vec::new();
+    let mut add = |type_, reason: &str, condition: &Condition| {
+        events.push((type_, reason.to_owned(), condition.message.clone()));
+    };
+    let is_news = before(READY).is_none_or(|before| before.reason != ready.reason);
+    if ready.reason == PeerCause::Draining.as_str() {
+        if is_news {
+            add(EventType::Normal, "Disconnected", &ready);
+        }
+        return events;
+    }
+    if connected.status == "True" && !held(CONNECTED) {
+        add(EventType::Normal, "Connected", &connected);
+    }
+    match (ready.status == "True", connected.status == "True") {
+        (true, _) if !held(READY) => add(EventType::Normal, "Ready", &ready),
+        (true, _) => {}
+        (false, false) if held(CONNECTED) => add(EventType::Warning, "ConnectionLost", &ready),
+        // Under way: nothing has happened yet.
+        (false, _) if UNDER_WAY.iter().any(|cause| cause.as_str() == ready.reason) => {
+            if held(READY) {
+                add(EventType::Warning, "NotReady", &ready);
+            }
+        }
+        (false, _) if is_news => add(EventType::Warning, &ready.reason, &ready),
+        (false, _) => {}
+    }
+    events
+}
+
+/// What every connection goes through.
+pub(super) const UNDER_WAY: [PeerCause; 3] =
+    [PeerCause::Connecting, PeerCause::AwaitingConfiguration, PeerCause::Synchronizing];
+
+#[cfg(test)]
+mod tests {
+    use super::super::conditions::tests::peer;
+    use super::*;
+    use crate::peering::object::status;
+    use crate::status::PeerState;
+
+    #[test]
+    fn each_change_is_told_once_and_nothing_is_told_while_nothing_changes() {
+        use PeerState::{Connecting, Draining, Ready, Refused, Synchronizing};
+        let mut old = None;
+        for (state, cause, told) in [
+            (Connecting, PeerCause::Connecting, &[][..]),
+            (Connecting, PeerCause::CertificateExpired, &["CertificateExpired"]),
+            (Connecting, PeerCause::CertificateExpired, &[]),
+            (Connecting, PeerCause::Unreachable, &["Unreachable"]),
+            (Synchronizing, PeerCause::Synchronizing, &["Connected"]),
+            (Ready, PeerCause::Mirrored, &["Ready"]),
+            (Ready, PeerCause::Mirrored, &[]),
+            (Synchronizing, PeerCause::Synchronizing, &["NotReady"]),
+            (Ready, PeerCause::Mirrored, &["Ready"]),
+            (Connecting, PeerCause::Unreachable, &["ConnectionLost"]),
+            (Ready, PeerCause::Mirrored, &["Connected", "Ready"]),
+            (Refused, PeerCause::IdConflict, &["IdConflict"]),
+            (Draining, PeerCause::Draining, &["Disconnected"]),
+            (Draining, PeerCause::Draining, &[]),
+        ] {
+            let new = status(&peer(state, cause), None, &[], None, chrono::Utc::now());
+            let reasons: Vec<_> =
+                happened(old.as_ref(), &new).into_iter().map(|(_, reason, _)| reason).collect();
+            assert_eq!(reasons, told, "{state} {cause:?}");
+            old = Some(new);
+        }
+    }
+}
