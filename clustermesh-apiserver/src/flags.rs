@@ -1,6 +1,6 @@
 //! The command line, parsed into a [`DaemonConfig`]: whatever is wrong with it is told before anything is started.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,21 +8,27 @@ use clap::{Parser, ValueEnum};
 use isthmus_daemon::{LogFormat, LogLevel, LoopbackAddr};
 use isthmus_kvstore::gateway::TlsFiles;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
+use rustls::pki_types::DnsName;
 
-use crate::daemon::{DaemonConfig, Engine};
+use crate::certificates::{self, Issuer, SHORTEST_VALIDITY};
+use crate::daemon::{DaemonConfig, Engine, Tls};
+use crate::election;
 use crate::exporter::Source;
 use crate::relay::Timing;
 
 const EXAMPLES: &str = "\
 Examples:
-  # In a pod, with the service account's access to the Kubernetes API, and no etcd:
+  # In a pod, any number of replicas, with certificates and peers in Secrets of the namespace:
   clustermesh-apiserver --cluster-name alpha --cluster-id 1 \\
-      --peers-dir /var/lib/cilium/clustermesh \\
-      --tls-cert /tls/tls.crt --tls-key /tls/tls.key --tls-client-ca /tls/ca.crt
+      --namespace isthmus-system --replica-name \"$POD_NAME\"
 
-  # Several replicas on an etcd of their own, in a cluster that runs Cilium:
+  # Replicas that share an etcd of their own, in a cluster that runs Cilium, with cert-manager's certificates:
   clustermesh-apiserver --cluster-name alpha --cluster-id 1 --source cilium \\
-      --store etcd --etcd-config /var/lib/isthmus/etcd.yaml \\
+      --namespace isthmus-system --certificates external \\
+      --store etcd --etcd-config /var/lib/isthmus/etcd.yaml
+
+  # One replica beside Cilium's own configuration, with everything in files:
+  clustermesh-apiserver --cluster-name alpha --cluster-id 1 \\
       --peers-dir /var/lib/cilium/clustermesh \\
       --tls-cert /tls/tls.crt --tls-key /tls/tls.key --tls-client-ca /tls/ca.crt
 
@@ -51,6 +57,21 @@ pub struct Flags {
     /// Access to the Kubernetes API. Without it, that of the pod's service account.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Where our own objects are in the Kubernetes API: certificates, peers, the Lease of the replica that leads. Without it,
+    /// all of that is in files, and there must be one replica.
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE")]
+    namespace: Option<String>,
+    /// Who this replica is among several: a name that no other has. The hostname unless given.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    replica_name: Option<String>,
+    /// Whether replicas elect one that leads. Without an election there must be one replica. True with --namespace.
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    leader_elect: Option<bool>,
+    /// How long a replica that leads and is not heard of keeps others from leading, in whole seconds. It is renewed for two
+    /// thirds of that, and 7 or 8 times in it.
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    leader_elect_lease_duration: Duration,
+
     /// Where pods, nodes and identities come from: `cilium` in a cluster that runs Cilium.
     #[arg(long, value_enum, default_value_t)]
     source: SourceFlag,
@@ -78,15 +99,29 @@ pub struct Flags {
     /// Where peers and agents connect, over mTLS.
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:2379")]
     listen: SocketAddr,
-    /// The certificate to show, PEM. Read again when it changes, as are the next two.
-    #[arg(long, value_name = "FILE")]
-    tls_cert: PathBuf,
+    /// The certificate to show, PEM. Read again when it changes, as are the next two. Without the three, certificates are
+    /// in Secrets of --namespace.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_client_ca"])]
+    tls_cert: Option<PathBuf>,
     /// Its private key, PEM.
-    #[arg(long, value_name = "FILE")]
-    tls_key: PathBuf,
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_client_ca"])]
+    tls_key: Option<PathBuf>,
     /// The authorities whose clients may connect, PEM. A client's common name decides what it may read.
-    #[arg(long, value_name = "FILE")]
-    tls_client_ca: PathBuf,
+    #[arg(long, value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    tls_client_ca: Option<PathBuf>,
+    /// Who issues the certificates in Secrets.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "tls_cert")]
+    certificates: IssuerFlag,
+    /// How long certificates are valid that we issue, such as 2160h. They are renewed at two thirds of it.
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = duration)]
+    certificate_validity: Duration,
+    /// A further name or address of the gateway, to be in the certificate that we issue for it. May be repeated.
+    #[arg(long, value_name = "NAME", value_parser = gateway_name)]
+    gateway_san: Vec<String>,
+    /// How long a change of the authorities may take to reach the files of every pod that has them mounted. A rotation waits
+    /// for it.
+    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = duration)]
+    ca_rotation_settle: Duration,
 
     /// Where the state is kept: in this process, or in an etcd that replicas share.
     #[arg(long, value_enum, default_value_t)]
@@ -133,6 +168,16 @@ enum StoreFlag {
     Etcd,
 }
 
+/// Who issues the certificates in Secrets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum IssuerFlag {
+    /// We do, by an authority of the cluster's own in the Secret isthmus-ca, made if there is none.
+    #[default]
+    Isthmus,
+    /// cert-manager, or a person. They are only read.
+    External,
+}
+
 impl Flags {
     /// What the flags ask for.
     ///
@@ -158,7 +203,51 @@ impl Flags {
             }
             (StoreFlag::Etcd, None) => return Err("--store etcd needs --etcd-config FILE".into()),
         };
+        let tls = match (self.tls_cert, self.tls_key, self.tls_client_ca, &self.namespace) {
+            (Some(certificate), Some(key), Some(client_ca), _) => {
+                Tls::Files(TlsFiles { certificate, key, client_ca })
+            }
+            (.., None) => {
+                return Err("no certificates: give --namespace to have them in Secrets there, or --tls-cert, --tls-key \
+                            and --tls-client-ca to have them in files"
+                    .into());
+            }
+            (.., Some(namespace)) => Tls::Secrets {
+                namespace: namespace.clone(),
+                issuer: match self.certificates {
+                    IssuerFlag::Isthmus => Issuer::Isthmus,
+                    IssuerFlag::External => Issuer::External,
+                },
+                validity: self.certificate_validity,
+                gateway_names: self.gateway_san,
+                timing: certificates::Timing { settle: self.ca_rotation_settle },
+            },
+        };
+        if self.certificate_validity < SHORTEST_VALIDITY {
+            return Err(format!(
+                "--certificate-validity: at least {}s, and hours where files are to follow",
+                SHORTEST_VALIDITY.as_secs()
+            ));
+        }
+        let lease = self.leader_elect_lease_duration;
+        if lease < Duration::from_secs(1) || lease > Duration::from_secs(3600) || lease.subsec_nanos() != 0 {
+            return Err("--leader-elect-lease-duration: 1s to 1h, in whole seconds".into());
+        }
+        let election = match (self.leader_elect, &self.namespace) {
+            (Some(true), None) => {
+                return Err("--leader-elect true needs --namespace, where the Lease is".into());
+            }
+            (Some(false), _) | (None, None) => None,
+            (Some(true) | None, Some(_)) => Some(election::Timing::of_lease(lease)),
+        };
+        let replica = match self.replica_name {
+            Some(name) if !name.is_empty() => name,
+            Some(_) | None => hostname()?,
+        };
         Ok(DaemonConfig {
+            namespace: self.namespace,
+            replica,
+            election,
             cluster: self.cluster_name,
             cluster_id: self.cluster_id,
             max_connected_clusters: self.max_connected_clusters,
@@ -176,12 +265,30 @@ impl Flags {
                 ready_timeout: self.global_ready_timeout,
             },
             listen: self.listen,
-            tls: TlsFiles { certificate: self.tls_cert, key: self.tls_key, client_ca: self.tls_client_ca },
+            tls,
             engine,
             health_address: self.health_address,
             metrics_address: self.metrics_address,
             api_socket: self.api_socket,
         })
+    }
+}
+
+fn hostname() -> Result<String, String> {
+    let name = nix::unistd::gethostname().map_err(|error| error.to_string());
+    name.and_then(|name| name.into_string().map_err(|_| "it is not text".to_owned()))
+        .map_err(|error| format!("the hostname cannot be read ({error}); give --replica-name"))
+}
+
+/// A DNS name, with a wildcard in front at most, or an address.
+fn gateway_name(text: &str) -> Result<String, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        // One form of each: names are compared with those in the certificate.
+        return Ok(address.to_string());
+    }
+    match DnsName::try_from(text.strip_prefix("*.").unwrap_or(text)) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("{text:?} is neither a DNS name nor an address")),
     }
 }
 
@@ -260,12 +367,46 @@ mod tests {
             (&["--etcd-config=x"], "--store etcd"),
             (&["--listen=2379"], "--listen"),
             (&["--peer-drain-grace=3"], "10m"),
+            (&["--leader-elect=true"], "--namespace"),
+            (&["--certificates=external"], "--tls-cert"),
+            (&["--gateway-san=a b"], "neither a DNS name nor an address"),
+            (&["--leader-elect-lease-duration=1500ms"], "whole seconds"),
+            (&["--certificate-validity=1s"], "--certificate-validity"),
         ] {
             let error = parse(flags).unwrap_err();
             assert!(error.contains(says), "{flags:?}: {error}");
         }
         parse(&["--cluster-id=300", "--max-connected-clusters=511"]).unwrap();
         parse(&["--store=etcd", "--etcd-config=x"]).unwrap();
+    }
+
+    #[test]
+    fn certificates_are_in_three_files_or_in_secrets_of_a_namespace() {
+        let bare = |more: &[&str]| {
+            let base = ["clustermesh-apiserver", "--cluster-name=alpha", "--cluster-id=1"];
+            let flags = Flags::try_parse_from(base.iter().chain(more)).map_err(|error| error.to_string())?;
+            flags.config()
+        };
+        assert!(bare(&[]).unwrap_err().contains("--namespace"));
+        assert!(bare(&["--tls-cert=c", "--tls-key=k"]).unwrap_err().contains("--tls-client-ca"));
+        let config =
+            bare(&["--namespace=mesh", "--gateway-san=2001:DB8::1", "--gateway-san=*.example.org"]).unwrap();
+        let Tls::Secrets { namespace, issuer, validity, gateway_names, .. } = config.tls else {
+            panic!("in Secrets")
+        };
+        assert_eq!((namespace.as_str(), issuer), ("mesh", Issuer::Isthmus));
+        assert_eq!(validity, certificates::DEFAULT_VALIDITY);
+        assert_eq!(gateway_names, ["2001:db8::1", "*.example.org"]);
+        assert_eq!(config.election, Some(election::Timing::default()));
+        assert!(!config.replica.is_empty());
+        assert_eq!(bare(&["--namespace=mesh", "--leader-elect=false"]).unwrap().election, None);
+    }
+
+    #[test]
+    fn without_a_namespace_nobody_is_elected() {
+        let config = parse(&[]).unwrap();
+        assert_eq!((config.election, config.namespace), (None, None));
+        assert!(matches!(config.tls, Tls::Files(_)));
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(format_args!("{error:#}")),
+        Err(error) => fail(error),
     }
 }
 

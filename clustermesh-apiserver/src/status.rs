@@ -1,6 +1,7 @@
 //! What the apiserver says about itself: served as JSON on the API socket, read by `isthmus status`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,15 @@ pub struct ApiserverStatus {
     pub ready: bool,
     /// What readiness waits for.
     pub waiting_for: Option<String>,
+    /// Whether this replica leads: only the leader writes to the Kubernetes API, and to an etcd that replicas share.
+    #[serde(default = "yes")]
+    pub leading: bool,
+    /// Which replica leads, as far as is known; none where there is no election.
+    #[serde(default)]
+    pub leader: Option<String>,
+    /// The cluster's certificates, if they are in Secrets.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// The store that agents and peers read.
     pub store: StoreStatus,
     /// What the own cluster shares.
@@ -35,9 +45,6 @@ pub struct ApiserverStatus {
     /// Why the Secrets of peers cannot be read at present.
     #[serde(default)]
     pub secrets_unread: Option<String>,
-    /// Whether this replica leads: the leader alone writes to the Kubernetes API. None where none is elected.
-    #[serde(default)]
-    pub leader: Option<bool>,
 }
 
 impl ApiserverStatus {
@@ -46,6 +53,11 @@ impl ApiserverStatus {
         let mut problems = Vec::new();
         if let Some(reason) = &self.waiting_for {
             problems.push(format!("cluster {}: the apiserver is not ready: {reason}", self.cluster));
+        }
+        for certificate in &self.certificates {
+            if let Some(problem) = &certificate.problem {
+                problems.push(format!("cluster {}: Secret {}: {problem}", self.cluster, certificate.name));
+            }
         }
         for (file, reason) in &self.refused_files {
             problems.push(format!("cluster {}: peer file {file}: {reason}", self.cluster));
@@ -66,6 +78,29 @@ impl ApiserverStatus {
         }
         problems
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A certificate of the own cluster, in a Secret.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// The Secret.
+    pub name: String,
+    /// Whose certificate it is; empty if none could be used yet.
+    pub subject: String,
+    /// Who issued it.
+    pub issuer: String,
+    /// Valid from then on.
+    pub not_before: Option<DateTime<Utc>>,
+    /// Valid until then.
+    pub not_after: Option<DateTime<Utc>>,
+    /// What is wrong with what is in the Secret, and what to do. If there is a certificate beside it, that is still in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The store behind the gateway.
@@ -148,6 +183,9 @@ pub struct PeerStatus {
     pub connected: bool,
     /// The endpoint in use.
     pub endpoint: Option<String>,
+    /// The address that the endpoint's name has led to.
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
     /// When everything mirrored was last known to be complete.
     #[serde(default)]
     pub confirmed: Option<DateTime<Utc>>,
@@ -211,8 +249,10 @@ pub enum PeerCause {
     CertificateRefused,
     /// The gateway's certificate is for another name.
     WrongName,
-    /// The gateway answers, and the connection is of no use for another reason.
-    ConnectionFailed,
+    /// Our own certificate, or the authorities that are to be trusted, cannot be used.
+    Misconfigured,
+    /// There was a connection, and it is gone; or something answers that is no gateway.
+    ConnectionLost,
     /// Connected; it has not written its cluster configuration.
     AwaitingConfiguration,
     /// Its cluster id is that of another cluster.
@@ -240,7 +280,8 @@ impl PeerCause {
             Self::CertificateNotTrusted => "CertificateNotTrusted",
             Self::CertificateRefused => "CertificateRefused",
             Self::WrongName => "WrongName",
-            Self::ConnectionFailed => "ConnectionFailed",
+            Self::Misconfigured => "Misconfigured",
+            Self::ConnectionLost => "ConnectionLost",
             Self::AwaitingConfiguration => "AwaitingConfiguration",
             Self::IdConflict => "IdConflict",
             Self::Refused => "Refused",

@@ -34,7 +34,8 @@ async fn main() {
     let mut rows: Vec<(&str, f64, &str)> = Vec::new();
     let etcd = Etcd::start();
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
-    let (writer, store) = (engine.writer(), engine.store());
+    let term = engine.begin_term();
+    let (writer, store) = (term.writer(), engine.store());
 
     let before = etcd.cpu_seconds();
     let start = Instant::now();

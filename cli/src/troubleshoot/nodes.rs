@@ -6,6 +6,9 @@ use clustermesh_apiserver::troubleshoot::{
 use isthmus_node_agent::encryption::ReachReport;
 use isthmus_node_agent::encryption::reach::{NodeReach, Reach};
 
+/// The most pairs of nodes that are told one by one: a mesh has as many as its nodes squared.
+const MOST: usize = 20;
+
 /// A node-agent that could not be asked.
 #[derive(Debug)]
 pub(super) struct Silent {
@@ -98,13 +101,17 @@ fn judge(reached: &[&ReachReport], silent: &[&Silent], peer: &str, of: &Circumst
     if not_asked > 0 {
         seen.push(format!("{not_asked} pairs without a session were not asked, for there are many"));
     }
+    if faults.len() > MOST {
+        seen.push(format!("{} things are not right; the first {MOST} are told", faults.len()));
+        faults.truncate(MOST);
+    }
     StepReport::new(Step::Wireguard, seen, faults.iter().map(|fault| fault.finding(of)).collect())
 }
 
 fn fault(report: &ReachReport, other: &NodeReach) -> Fault {
     let (node, of) = (report.node.clone(), other.node.clone());
     match other.reach {
-        Reach::KeyMissing => Fault::KeyMissing { node, of },
+        Reach::KeyMissing => Fault::KeyMissing { node, of, strict: report.strict },
         Reach::KeyRefused => {
             let reason = other.reason.clone().unwrap_or_else(|| "unknown".to_owned());
             Fault::KeyRefused { node, of, reason }
@@ -173,6 +180,8 @@ mod tests {
         assert!(beta.seen[0].starts_with("1 of 3 pairs"), "{beta:?}");
         assert!(beta.findings[0].next.command.contains("host 192.0.2.2 and udp port 51871"));
         assert_eq!(beta.findings[1].next.cluster, "beta");
+        let severities = [beta.findings[0].severity, beta.findings[1].severity];
+        assert_eq!(severities, [Outcome::Failed, Outcome::Warning], "it goes on in the clear");
         assert_eq!((report.peers[1].name.as_str(), report.peers[1].outcome()), ("alpha", Outcome::Passed));
     }
 

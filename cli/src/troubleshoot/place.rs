@@ -43,7 +43,7 @@ pub(super) enum Place {
     /// On this machine.
     Socket(PathBuf),
     /// On the loopback address of a pod.
-    Pod { pods: Api<Pod>, pod: String, port: u16 },
+    Pod { pods: Box<Api<Pod>>, pod: String, port: u16 },
 }
 
 impl std::fmt::Debug for Place {
@@ -72,7 +72,7 @@ pub(super) async fn in_cluster(context: &str, namespace: &str) -> Result<(Vec<Da
             name: format!("{context}: {}", pod.name_any()),
             // The daemon's own answer says what its cluster is called; a context may be called anything.
             cluster: None,
-            place: Place::Pod { pods: pods.clone(), pod: pod.name_any(), port },
+            place: Place::Pod { pods: Box::new(pods.clone()), pod: pod.name_any(), port },
         });
         Result::Ok(daemons.collect::<Vec<_>>())
     };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use isthmus_crds::names::LEASE;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -10,7 +11,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-use super::view::{Running, View};
+use super::view::{Running, View, Writing};
 use crate::relay::Relay;
 use crate::status::PeerStatus;
 
@@ -38,15 +39,43 @@ impl Collector for StateMetrics {
                 seconds,
             )?;
         }
+        leader(&mut out, &self.0)?;
+        certificates(&mut out, &self.0)?;
         let Some(running) = self.0.running() else { return Ok(()) };
         store(&mut out, running)?;
-        writer(&mut out, running, self.0.cluster.as_str())?;
-        exporter(&mut out, running, self.0.cluster.as_str())?;
-        match &running.relay {
-            Some(relay) => peers(&mut out, relay),
-            None => Ok(()),
-        }
+        // Who stands by writes nothing.
+        let Some(writing) = self.0.writing() else { return Ok(()) };
+        writer(&mut out, &writing, self.0.cluster.as_str())?;
+        exporter(&mut out, &writing, self.0.cluster.as_str())?;
+        peers(&mut out, &writing.relay)
     }
+}
+
+fn leader(out: &mut Out<'_, '_>, view: &View) -> fmt::Result {
+    let Some(role) = view.role() else { return Ok(()) };
+    out.gauges(
+        &format!("{APISERVER}_leader_election_master_status"),
+        "1 while this replica leads, 0 while it stands by",
+        [([("name", LEASE)], f64::from(u8::from(role.is_leading())))],
+    )
+}
+
+fn certificates(out: &mut Out<'_, '_>, view: &View) -> fmt::Result {
+    let certificates = view.certificates();
+    out.gauges(
+        "isthmus_certificate_expiry_timestamp_seconds",
+        "Until when the certificate in the Secret is valid, in seconds since 1970",
+        certificates.iter().filter_map(|certificate| {
+            Some(([("secret", certificate.name.as_str())], certificate.not_after?.timestamp() as f64))
+        }),
+    )?;
+    out.gauges(
+        "isthmus_certificate_problem",
+        "1 while what is in the Secret cannot be used as it is",
+        certificates.iter().map(|certificate| {
+            ([("secret", certificate.name.as_str())], f64::from(u8::from(certificate.problem.is_some())))
+        }),
+    )
 }
 
 fn store(out: &mut Out<'_, '_>, running: &Running) -> fmt::Result {
@@ -74,8 +103,8 @@ fn store(out: &mut Out<'_, '_>, running: &Running) -> fmt::Result {
     Ok(())
 }
 
-fn writer(out: &mut Out<'_, '_>, running: &Running, cluster: &str) -> fmt::Result {
-    let status = running.writer.status();
+fn writer(out: &mut Out<'_, '_>, writing: &Writing, cluster: &str) -> fmt::Result {
+    let status = writing.writer.status();
     out.gauges(
         &format!("{APISERVER}_kvstore_sync_queue_size"),
         "Keys that wait to be written",
@@ -93,8 +122,8 @@ fn writer(out: &mut Out<'_, '_>, running: &Running, cluster: &str) -> fmt::Resul
     )
 }
 
-fn exporter(out: &mut Out<'_, '_>, running: &Running, cluster: &str) -> fmt::Result {
-    let status = running.exporter.status.borrow();
+fn exporter(out: &mut Out<'_, '_>, writing: &Writing, cluster: &str) -> fmt::Result {
+    let status = writing.exporter.status.borrow();
     let sections: Vec<_> = status
         .sections
         .iter()

@@ -1,7 +1,7 @@
 //! How the daemon is: what `/readyz`, `/v1/status` and `/metrics` tell.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use chrono::{DateTime, Utc};
 use isthmus_daemon::Readiness;
@@ -12,31 +12,50 @@ use isthmus_wire::{ClusterId, ClusterName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::store::missing_canaries;
 use super::{DaemonConfig, Engine};
-use crate::exporter::ExporterHandle;
+use crate::certificates::Certificates;
+use crate::election::{Leadership, Role};
+use crate::exporter::{ExporterHandle, canaries};
 use crate::relay::Relay;
-use crate::status::{ApiserverStatus, Counts, ExportStatus, PolicyStatus, StoreStatus};
+use crate::status::{ApiserverStatus, CertificateStatus, Counts, ExportStatus, PolicyStatus, StoreStatus};
 
 /// The daemon as seen from outside. There from the first moment; the parts join when they have started.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) cluster: ClusterName,
     cluster_id: ClusterId,
+    pub(super) replica: String,
     engine: &'static str,
     pub(super) begun: DateTime<Utc>,
     /// When it was ready for the first time.
     bootstrapped: OnceLock<DateTime<Utc>>,
+    standing: OnceLock<Standing>,
     running: OnceLock<Running>,
+    writing: Mutex<Option<Arc<Writing>>>,
 }
 
-/// The parts, once they run.
+/// What this replica is among the others, and which certificates it has.
+#[derive(Debug)]
+struct Standing {
+    leadership: Leadership,
+    certificates: Option<Certificates>,
+}
+
+/// The store and the gateway, once they run.
 pub(super) struct Running {
     pub(super) store: MemoryStore,
-    pub(super) writer: Writer,
+    /// Whether replicas share it, so that only the leader writes to it.
+    pub(super) shared: bool,
     pub(super) etcd: Option<watch::Receiver<EtcdStatus>>,
     pub(super) gateway: SocketAddr,
+}
+
+/// Who writes to the store, while they run.
+pub(super) struct Writing {
+    pub(super) writer: Writer,
     pub(super) exporter: ExporterHandle,
-    pub(super) relay: Option<Relay>,
+    pub(super) relay: Relay,
 }
 
 impl std::fmt::Debug for Running {
@@ -45,33 +64,66 @@ impl std::fmt::Debug for Running {
     }
 }
 
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writing").field("writer", &self.writer).finish_non_exhaustive()
+    }
+}
+
 impl View {
     pub(super) fn new(config: &DaemonConfig) -> Self {
         Self {
             cluster: config.cluster.clone(),
             cluster_id: config.cluster_id,
+            replica: config.replica.clone(),
             engine: match config.engine {
                 Engine::Memory => "memory",
                 Engine::Etcd(_) => "etcd",
             },
             begun: Utc::now(),
             bootstrapped: OnceLock::new(),
+            standing: OnceLock::new(),
             running: OnceLock::new(),
+            writing: Mutex::default(),
         }
     }
 
-    /// The parts have started. Once only.
-    pub(super) fn started(&self, running: Running) {
+    /// The election and the certificates are under way. Once only.
+    pub(super) fn stands(&self, leadership: Leadership, certificates: Option<Certificates>) {
+        let _ = self.standing.set(Standing { leadership, certificates });
+    }
+
+    /// The store is served. Once only.
+    pub(super) fn serves(&self, running: Running) {
         let _ = self.running.set(running);
+    }
+
+    /// These write to the store from now on; none to say that nobody here does.
+    pub(super) fn writes(&self, writing: Option<Writing>) {
+        *self.writing.lock().unwrap_or_else(PoisonError::into_inner) = writing.map(Arc::new);
     }
 
     pub(super) fn running(&self) -> Option<&Running> {
         self.running.get()
     }
 
+    pub(super) fn writing(&self) -> Option<Arc<Writing>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The relay, while this replica runs one.
     pub(super) fn relay(&self) -> Option<Relay> {
-        self.running()?.relay.clone()
+        self.writing().map(|writing| writing.relay.clone())
+    }
+
+    /// What this replica is among the others; none before that is under way.
+    pub(super) fn role(&self) -> Option<Role> {
+        self.standing.get().map(|standing| standing.leadership.role())
+    }
+
+    pub(super) fn certificates(&self) -> Vec<CertificateStatus> {
+        let certificates = self.standing.get().and_then(|standing| standing.certificates.as_ref());
+        certificates.map(Certificates::status).unwrap_or_default()
     }
 
     /// Seconds from the start until it was ready for the first time.
@@ -90,22 +142,51 @@ impl View {
         }
     }
 
-    /// What readiness waits for: the store, then the first export, then the peers.
+    /// What readiness waits for: certificates and the store, then the first export, then the peers.
     fn waiting_for(&self) -> Option<String> {
-        let Some(running) = self.running.get() else {
-            return Some(format!("waiting for the {} store", self.engine));
-        };
-        let reason =
-            running.waiting_for_exporter().or_else(|| running.relay.as_ref().and_then(Relay::waiting_for));
+        let reason = self.missing();
         if reason.is_none() {
             self.bootstrapped.get_or_init(Utc::now);
         }
         reason
     }
 
+    fn missing(&self) -> Option<String> {
+        let Some(running) = self.running.get() else {
+            let certificates = self.standing.get().and_then(|standing| standing.certificates.as_ref());
+            return certificates
+                .and_then(Certificates::waiting_for)
+                .or_else(|| Some(format!("waiting for the {} store", self.engine)));
+        };
+        let writing = self.writing();
+        if running.shared {
+            // What is in the store is served whoever has written it: a change of leaders takes nobody out of service.
+            let missing = missing_canaries(&running.store, &canaries(&self.cluster));
+            if missing.is_empty() {
+                return None;
+            }
+            let by_leader = match self.role() {
+                Some(Role::Standby { leader: Some(leader) }) => format!("replica {leader}, which leads,"),
+                _ => "a replica that leads".to_owned(),
+            };
+            let waits =
+                || format!("waiting for {by_leader} to export what this cluster has for the first time");
+            return Some(writing.and_then(|writing| writing.waiting_for_exporter()).unwrap_or_else(waits));
+        }
+        let Some(writing) = writing else { return Some(format!("waiting for the {} store", self.engine)) };
+        writing.waiting_for_exporter().or_else(|| writing.relay.waiting_for())
+    }
+
     pub(super) fn status(&self) -> ApiserverStatus {
         let waiting_for = self.waiting_for();
-        let running = self.running.get();
+        let writing = self.writing();
+        let relay = writing.as_ref().map(|writing| &writing.relay);
+        let (leading, leader) = match self.role() {
+            Some(Role::Leading(None)) => (true, None),
+            Some(Role::Leading(Some(_))) => (true, Some(self.replica.clone())),
+            Some(Role::Standby { leader }) => (false, leader),
+            None => (false, None),
+        };
         ApiserverStatus {
             cluster: self.cluster.to_string(),
             cluster_id: self.cluster_id.number(),
@@ -113,21 +194,15 @@ impl View {
             started: self.begun,
             ready: waiting_for.is_none(),
             waiting_for,
+            leading,
+            leader,
+            certificates: self.certificates(),
             store: self.store_status(),
-            exporter: running.map(Running::export_status).unwrap_or_default(),
-            peers: running.and_then(|running| running.relay.as_ref()).map(Relay::peers).unwrap_or_default(),
-            refused_files: running
-                .and_then(|running| running.relay.as_ref())
-                .map(Relay::refused_files)
-                .unwrap_or_default(),
-            refused_secrets: running
-                .and_then(|running| running.relay.as_ref())
-                .map(Relay::refused_secrets)
-                .unwrap_or_default(),
-            secrets_unread: running
-                .and_then(|running| running.relay.as_ref())
-                .and_then(Relay::secrets_unread),
-            leader: None,
+            exporter: writing.as_ref().map(|writing| writing.export_status()).unwrap_or_default(),
+            peers: relay.map(Relay::peers).unwrap_or_default(),
+            refused_files: relay.map(Relay::refused_files).unwrap_or_default(),
+            refused_secrets: relay.map(Relay::refused_secrets).unwrap_or_default(),
+            secrets_unread: relay.and_then(Relay::secrets_unread),
         }
     }
 
@@ -148,7 +223,7 @@ impl View {
     }
 }
 
-impl Running {
+impl Writing {
     /// The Kubernetes API's answer is what mostly is missing: told as it is known.
     fn waiting_for_exporter(&self) -> Option<String> {
         if *self.exporter.ready.borrow() {

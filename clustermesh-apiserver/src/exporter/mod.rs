@@ -55,10 +55,12 @@ use self::facts::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPo
 use self::identity_store::IdentityStore;
 use self::problem::Subject;
 use self::report::Reporter;
+pub(crate) use self::report::chain;
 use self::translate::{Input, Output, Section, Settings, Translator};
 
+use crate::election::Leadership;
+
 pub use self::metrics::ExporterMetrics;
-pub(crate) use self::report::chain;
 pub use self::status::{ExportedCounts, ExporterStatus, WatchStatus};
 pub(crate) use self::watch::RetryDelay;
 
@@ -147,9 +149,15 @@ pub enum ExporterError {
     Stopped(String),
 }
 
+/// The keys that tell readers that a section of this cluster is complete (wire format, section A.4).
+pub(crate) fn canaries(cluster: &ClusterName) -> Vec<bytes::Bytes> {
+    Section::ALL.map(|section| Key::canary(cluster, section.prefix()).to_bytes()).into()
+}
+
 /// An exporter that is ready to run.
 pub struct Exporter {
     client: Client,
+    leadership: Leadership,
     config: ExporterConfig,
     writer: Writer,
     metrics: ExporterMetrics,
@@ -184,7 +192,15 @@ impl Exporter {
         let (ready, is_ready) = notice::channel(false);
         let (status, statuses) = notice::channel(ExporterStatus::default());
         let handle = ExporterHandle { ready: is_ready, status: statuses };
-        Ok((Self { client, config, writer, metrics, ready, status }, handle))
+        let leadership = Leadership::alone();
+        Ok((Self { client, leadership, config, writer, metrics, ready, status }, handle))
+    }
+
+    /// One of several exporters of the same cluster, each into a store of its own: what people read, the status of
+    /// policies and Kubernetes Events, only the leader writes.
+    #[must_use]
+    pub fn led_by(self, leadership: Leadership) -> Self {
+        Self { leadership, ..self }
     }
 
     /// Exports until `shutdown`. What has been written stays in the store.
@@ -203,9 +219,10 @@ impl Exporter {
         let (policies, judged) = mpsc::unbounded_channel();
         // Where Cilium runs, its operator says what it thinks of a policy.
         if self.config.source == Source::Kubernetes {
-            tasks.spawn(policy_status::keep(self.client.clone(), judged, shutdown.clone()));
+            let leadership = self.leadership.clone();
+            tasks.spawn(policy_status::keep(self.client.clone(), judged, leadership, shutdown.clone()));
         }
-        tasks.spawn(report::send_events(self.client.clone(), findings, shutdown.clone()));
+        tasks.spawn(report::send_events(self.client.clone(), findings, self.leadership, shutdown.clone()));
         start_watches(&mut tasks, &self.client, self.config.source, &inputs, &reporter, &shutdown);
 
         let _cluster_config =

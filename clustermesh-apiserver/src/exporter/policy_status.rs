@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::facts::{Name, PolicyFact};
 use super::report::chain;
+use crate::election::Leadership;
 
 const CONDITION: &str = "Valid";
 /// Longest message that is written, in bytes. Kubernetes takes 32 KiB.
@@ -28,10 +29,12 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// A policy as it is now, and whether it selects no pod (`None`: gone).
 pub(crate) type Seen = ((PolicyKind, Name), Option<(PolicyFact, bool)>);
 
-/// Keeps the conditions of policies right, one request at a time, until `shutdown`.
+/// Keeps the conditions of policies right, one request at a time, until `shutdown`. Only the leader writes; the others know
+/// what they would write when they lead.
 pub(crate) async fn keep(
     client: Client,
     mut seen: mpsc::UnboundedReceiver<Seen>,
+    mut leadership: Leadership,
     shutdown: CancellationToken,
 ) {
     let work = async {
@@ -43,6 +46,13 @@ pub(crate) async fn keep(
                 match seen.recv().await {
                     Some(policy) => take(&mut waiting, policy),
                     None => return,
+                }
+            }
+            while !leadership.is_leading() {
+                tokio::select! {
+                    () = leadership.gained() => {}
+                    // Most of it is put right by the leader, which the watch shows.
+                    Some(policy) = seen.recv() => take(&mut waiting, policy),
                 }
             }
             while let Ok(policy) = seen.try_recv() {

@@ -16,6 +16,7 @@ use super::metrics::ExporterMetrics;
 use super::problem::{Finding, Reason, Subject};
 use super::status::ExporterStatus;
 use super::translate::Counts;
+use crate::election::Leadership;
 
 /// Objects whose findings are remembered, so that each is told once. Beyond it they are told again on every change.
 const REMEMBERED: usize = 10_000;
@@ -211,14 +212,19 @@ impl Reporter {
     }
 }
 
-/// Sends findings as Kubernetes Events, seen by `kubectl describe` on the object. Slowly, and failures do not matter.
+/// Sends findings as Kubernetes Events, seen by `kubectl describe` on the object. Slowly, and failures do not matter. Only
+/// the leader does: the other replicas have found the same.
 pub(crate) async fn send_events(
     client: Client,
     mut findings: mpsc::Receiver<(Subject, Finding)>,
+    leadership: Leadership,
     shutdown: CancellationToken,
 ) {
     let recorder = Recorder::new(client, "isthmus-clustermesh-apiserver".into());
     while let Some(Some((subject, finding))) = shutdown.run_until_cancelled(findings.recv()).await {
+        if !leadership.is_leading() {
+            continue;
+        }
         let event = Event {
             type_: EventType::Warning,
             reason: finding.reason.as_str().to_owned(),

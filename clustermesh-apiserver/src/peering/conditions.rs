@@ -110,6 +110,7 @@ pub(super) mod tests {
             reason: (state != PeerState::Ready).then(|| "because".to_owned()),
             connected: !matches!(state, PeerState::Connecting | PeerState::Draining),
             endpoint: None,
+            address: None,
             confirmed: None,
             data_age_seconds: None,
             revision: 7,

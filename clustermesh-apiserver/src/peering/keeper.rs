@@ -288,6 +288,7 @@ fn never_connected(cluster: &ClusterName, origin: &Origin, refused: &Refused) ->
         reason: Some(format!("{origin}: {}", refused.reason)),
         connected: false,
         endpoint: None,
+        address: None,
         confirmed: None,
         data_age_seconds: None,
         revision: 0,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use isthmus_kvstore::reader::{ReaderStatus, SectionPhase};
+use isthmus_kvstore::reader::{FailureCause, ReaderStatus, SectionPhase};
 use isthmus_wire::ClusterName;
 use isthmus_wire::validate::Incompatible;
 use tokio::sync::{Notify, watch};
@@ -119,6 +119,7 @@ impl PeerView {
             cause,
             reason,
             connected,
+            address: reader.and_then(|reader| reader.address).filter(|_| connected),
             endpoint: reader.and_then(|reader| reader.endpoint.clone()).filter(|_| connected),
             confirmed,
             data_age_seconds: confirmed.map(|at| (now - at).num_milliseconds().max(0) as f64 / 1000.0),
@@ -150,8 +151,15 @@ fn refusal_cause(refusal: &Refusal) -> PeerCause {
 }
 
 fn connection_cause(reader: Option<&ReaderStatus>) -> PeerCause {
-    match reader {
-        Some(reader) if reader.last_error.is_some() => PeerCause::Unreachable,
-        _ => PeerCause::Connecting,
+    match reader.and_then(|reader| reader.last_cause) {
+        None => PeerCause::Connecting,
+        Some(FailureCause::NameNotResolved) => PeerCause::NameNotResolved,
+        Some(FailureCause::Unreachable) => PeerCause::Unreachable,
+        Some(FailureCause::CertificateExpired) => PeerCause::CertificateExpired,
+        Some(FailureCause::CertificateNotTrusted) => PeerCause::CertificateNotTrusted,
+        Some(FailureCause::CertificateRefused) => PeerCause::CertificateRefused,
+        Some(FailureCause::WrongName) => PeerCause::WrongName,
+        Some(FailureCause::Misconfigured) => PeerCause::Misconfigured,
+        Some(FailureCause::Lost) => PeerCause::ConnectionLost,
     }
 }

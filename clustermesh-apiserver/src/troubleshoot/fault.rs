@@ -127,7 +127,7 @@ pub enum Fault {
 
     // WireGuard
     Encryption { node: String, problem: String },
-    KeyMissing { node: String, of: String },
+    KeyMissing { node: String, of: String, strict: bool },
     KeyRefused { node: String, of: String, reason: String },
     KeyUnpublished { node: String },
     Unanswered { node: String, of: String, endpoint: Option<String>, last: Option<f64>, waited: f64 },
@@ -157,7 +157,7 @@ impl Fault {
         Finding {
             kind: told.kind.to_owned(),
             severity: told.severity,
-            problem: told.problem,
+            problem: one_line(&told.problem),
             cause: told.cause,
             next: Next {
                 cluster: match at {
@@ -636,12 +636,24 @@ impl Fault {
                 "its WireGuard device does not run or is not set up",
                 (At::Own, kubectl("get pods -l app.kubernetes.io/name=isthmus-node-agent -o wide")),
             ),
-            Self::KeyMissing { node, of: other } => failed(
-                "wireguard-key-missing",
-                format!("node {node}: node {other} of {peer} publishes no WireGuard key"),
-                "encryption is off there, its agent does not run, or its device does not work",
-                (At::Peer, format!("kubectl get node {other} -o yaml | grep wg-pub-key")),
-            ),
+            Self::KeyMissing { node, of: other, strict } => {
+                let problem = format!("node {node}: node {other} of {peer} publishes no WireGuard key");
+                let next = (At::Peer, format!("kubectl get node {other} -o yaml | grep wg-pub-key"));
+                match strict {
+                    true => failed(
+                        "wireguard-key-missing",
+                        problem + ", so nothing is sent to its pods",
+                        "encryption is off there, its agent does not run, or its device does not work",
+                        next,
+                    ),
+                    false => warning(
+                        "wireguard-key-missing",
+                        problem + ", so what is sent to its pods is not encrypted",
+                        "encryption is off there, its agent does not run, or its device does not work",
+                        next,
+                    ),
+                }
+            }
             Self::KeyRefused { node, of: other, reason } => failed(
                 "wireguard-key-refused",
                 format!("node {node}: the WireGuard key of node {other} of {peer} is not used: {reason}"),
@@ -714,6 +726,11 @@ pub(super) fn period(certificate: &Certificate) -> String {
 pub(super) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
     text.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
+}
+
+/// What is told, without anything that a terminal would obey: some of it came from the other side.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Addresses as people read them.

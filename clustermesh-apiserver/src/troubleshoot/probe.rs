@@ -13,7 +13,7 @@ use isthmus_wire::{ClusterConfig, ClusterName};
 use tokio::net::TcpStream;
 
 use super::data::{self, Found};
-use super::fault::{Circumstances, Fault, instant};
+use super::fault::{Circumstances, Fault, instant, one_line};
 use super::link;
 use super::relay;
 use super::report::{Outcome, PeerReport, Step, StepReport};
@@ -370,7 +370,8 @@ impl Probe {
     /// Whether the step holds.
     fn told(&mut self, step: Step, found: Found) -> bool {
         let findings = found.faults.iter().map(|fault| fault.finding(&self.of)).collect();
-        let report = StepReport::new(step, found.seen, findings);
+        let seen = found.seen.iter().map(|line| one_line(line)).collect();
+        let report = StepReport::new(step, seen, findings);
         let holds = report.holds();
         self.steps.push(report);
         holds

@@ -6,10 +6,10 @@ use std::process::{Command as StdCommand, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY, IdentityFiles};
+use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY, Identity, IdentityFiles};
 use clustermesh_apiserver::status::ApiserverStatus;
 use isthmus_kube_api::{Config, KubeApi};
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
@@ -21,6 +21,20 @@ use tokio::process::{Child, Command};
 
 /// How long anything may take. Only a failing test waits for it.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Where the daemon's own objects are.
+pub(crate) const NAMESPACE: &str = "isthmus-system";
+
+/// A Secret's certificate, as files.
+pub(crate) struct Mounted {
+    pub(crate) identity: IdentityFiles,
+    pub(crate) ca: PathBuf,
+}
+
+/// A folder's name that was not used before.
+fn uuid_of(mesh: &Mesh) -> String {
+    format!("mounted-{}", std::fs::read_dir(mesh.path()).unwrap().count())
+}
 
 /// Waits until `probe` has an answer; its error tells what it saw last when the deadline has passed.
 pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<T, String>) -> T {
@@ -58,6 +72,10 @@ impl Mesh {
 
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     pub(crate) fn client(&self, client: Client<'_>) -> IdentityFiles {
@@ -103,10 +121,57 @@ impl Cluster {
             "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.1" }] },
         }));
         Api::all(self.client.clone()).create(&PostParams::default(), &node).await.unwrap();
+        let namespace: Namespace = from(json!({ "metadata": { "name": NAMESPACE } }));
+        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Its objects of a kind in the namespace of the daemon.
+    pub(crate) fn own<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// Entry `key` of a Secret of the daemon, if there is any.
+    pub(crate) async fn entry(&self, secret: &str, key: &str) -> Option<String> {
+        let secret = self.own::<Secret>().get_opt(secret).await.unwrap()?;
+        Some(String::from_utf8(secret.data?.get(key)?.0.clone()).unwrap())
+    }
+
+    /// What a pod that has this Secret mounted shows now, and whom it trusts.
+    pub(crate) async fn mounted(&self, mesh: &Mesh, secret: &str) -> Mounted {
+        let folder = mesh.path().join(uuid_of(mesh));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut paths = Vec::new();
+        for key in ["tls.crt", "tls.key", "ca.crt"] {
+            let path = folder.join(key);
+            std::fs::write(&path, self.entry(secret, key).await.expect("there")).unwrap();
+            paths.push(path);
+        }
+        let [certificate, key, ca] = paths.try_into().unwrap();
+        Mounted { identity: IdentityFiles { certificate, key }, ca }
+    }
+
+    /// Puts entries into a Secret of the daemon that exists.
+    pub(crate) async fn put(&self, secret: &str, entries: &[(&str, &str)]) {
+        let entries: Value = entries.iter().map(|(key, text)| (key.to_string(), json!(text))).collect();
+        let change = Patch::Merge(json!({ "stringData": entries }));
+        self.own::<Secret>().patch(secret, &PatchParams::default(), &change).await.unwrap();
+    }
+
+    /// Makes a Secret with a certificate, as cert-manager does.
+    pub(crate) async fn issue(&self, secret: &str, identity: &Identity, ca: &str) {
+        let object: Secret = from(json!({
+            "metadata": { "name": secret },
+            "type": "kubernetes.io/tls",
+            "stringData": { "tls.crt": identity.certificate, "tls.key": identity.key, "ca.crt": ca },
+        }));
+        self.own::<Secret>().create(&PostParams::default(), &object).await.unwrap();
     }
 
     pub(crate) async fn stop(&self) {
@@ -231,6 +296,36 @@ impl Daemon {
         daemon
     }
 
+    /// Starts a replica of it, with certificates and the Lease in the Kubernetes API.
+    pub(crate) async fn replica(
+        mesh: &Mesh,
+        cluster: &Cluster,
+        replica: &'static str,
+        more: &[&str],
+    ) -> Self {
+        let [gateway, health, metrics] = [free_port(), free_port(), free_port()];
+        let path = |suffix: &str| mesh.path().join(format!("{replica}{suffix}"));
+        let (socket, log, peers) = (path(".sock"), path(".log"), path("-peers"));
+        let errors = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_clustermesh-apiserver"));
+        command.args(["--cluster-name", cluster.name, "--cluster-id", &cluster.id.to_string()]);
+        command.args(["--kubeconfig", &cluster.kubeconfig(mesh), "--namespace", NAMESPACE]);
+        command.args(["--replica-name", replica]);
+        command.arg("--listen").arg(gateway.to_string());
+        command.arg("--health-address").arg(health.to_string());
+        command.arg("--metrics-address").arg(metrics.to_string());
+        command.arg("--api-socket").arg(&socket);
+        command.args(more).stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).kill_on_drop(true);
+        let child = command.spawn().unwrap();
+        let ca = mesh.path().join("ca.crt");
+        let daemon = Self { name: replica, child, gateway, health, metrics, socket, peers, log, ca };
+        until("the health endpoint answers", async || {
+            TcpStream::connect(health).await.map(drop).map_err(|error| format!("{error}\n{}", daemon.log()))
+        })
+        .await;
+        daemon
+    }
+
     /// Starts it with flags that it cannot use: exit code, and what it said.
     pub(crate) async fn fails(mesh: &Mesh, cluster: &Cluster, flags: &[&str]) -> (i32, String) {
         let [gateway, health, metrics] = [free_port(), free_port(), free_port()];
@@ -245,6 +340,10 @@ impl Daemon {
         let output =
             tokio::time::timeout(DEADLINE, command.output()).await.expect("it ends by itself").unwrap();
         (output.status.code().expect("no signal"), String::from_utf8(output.stderr).unwrap())
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Makes `peer` known to it, as a mounted Secret would.
@@ -277,10 +376,43 @@ impl Daemon {
 
     /// What etcdctl says; its errors if it fails.
     pub(crate) fn etcdctl(&self, client: &IdentityFiles, arguments: &[&str]) -> Result<String, String> {
+        self.etcdctl_trusting(&self.ca, client, arguments)
+    }
+
+    /// The value of a key, read by a pod with this Secret mounted.
+    pub(crate) fn read(&self, pod: &Mounted, key: &str) -> Result<String, String> {
+        self.etcdctl_trusting(&pod.ca, &pod.identity, &["get", key, "--print-value-only"])
+            .map(|value| value.trim_end_matches('\n').to_owned())
+    }
+
+    /// A client of a pod with this Secret mounted, which does not connect again by itself once its connection is lost.
+    pub(crate) async fn connection(&self, pod: &Mounted) -> etcd_client::Client {
+        let pem = |path: &Path| std::fs::read(path).unwrap();
+        let identity =
+            etcd_client::Identity::from_pem(pem(&pod.identity.certificate), pem(&pod.identity.key));
+        let tls = etcd_client::TlsOptions::new()
+            .ca_certificate(etcd_client::Certificate::from_pem(pem(&pod.ca)))
+            .identity(identity);
+        let options = etcd_client::ConnectOptions::new().with_tls(tls);
+        let endpoint = format!("https://{}", self.gateway);
+        until("it takes the connection", async || {
+            let client = etcd_client::Client::connect([&endpoint], Some(options.clone())).await;
+            client.map_err(|error| format!("{error}\n{}", self.log()))
+        })
+        .await
+    }
+
+    fn etcdctl_trusting(
+        &self,
+        ca: &Path,
+        client: &IdentityFiles,
+        arguments: &[&str],
+    ) -> Result<String, String> {
         let output = StdCommand::new("etcdctl")
             .env("ETCDCTL_API", "3")
+            .arg("--command-timeout=5s")
             .arg(format!("--endpoints=https://{}", self.gateway))
-            .arg(format!("--cacert={}", self.ca.display()))
+            .arg(format!("--cacert={}", ca.display()))
             .arg(format!("--cert={}", client.certificate.display()))
             .arg(format!("--key={}", client.key.display()))
             .args(arguments)
@@ -319,6 +451,13 @@ impl Daemon {
             tokio::time::timeout(DEADLINE, self.child.wait()).await.expect("it ends in time").unwrap();
         assert!(ended.success(), "{ended}\n{}", self.log());
         assert!(!self.socket.exists(), "the socket goes with it");
+    }
+
+    /// Lets it stand still, as a node that has no time for it does; and go on.
+    pub(crate) fn pause(&self, paused: bool) {
+        let pid = self.child.id().expect("running").to_string();
+        let signal = if paused { "-STOP" } else { "-CONT" };
+        assert!(StdCommand::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
     /// Ends it as a power failure does.

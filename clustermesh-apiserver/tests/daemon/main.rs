@@ -1,7 +1,10 @@
 //! The real program, as a user starts it: against a Kubernetes API, beside a peer, read with stock `etcdctl`.
 #![allow(clippy::unwrap_used, reason = "in a test, and in what only tests call, a panic is the report")]
 
+mod certificates;
 mod fixture;
+mod peers;
+mod replicas;
 
 use clustermesh_apiserver::pki::Client;
 use serde_json::json;
@@ -168,7 +171,7 @@ async fn a_start_that_cannot_work_ends_with_one_line_that_names_what_to_change()
     let empty = empty.display().to_string();
     for (flag, value, says) in [
         ("--tls-cert", "/nowhere/tls.crt", "/nowhere/tls.crt"),
-        ("--tls-client-ca", empty.as_str(), "no certificate"),
+        ("--tls-client-ca", empty.as_str(), "no PEM certificate"),
         ("--kubeconfig", "/nowhere/kubeconfig", "--kubeconfig /nowhere/kubeconfig"),
         ("--kubeconfig", empty.as_str(), "--kubeconfig"),
         ("--health-address", "0.0.0.0:9880", "loopback"),

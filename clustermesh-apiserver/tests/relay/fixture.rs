@@ -9,7 +9,7 @@ use std::time::Duration;
 use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY};
 use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
-use isthmus_kvstore::gateway::{Gateway, Grants, TlsFiles};
+use isthmus_kvstore::gateway::{Gateway, GatewayOptions, Grants, ServerTls, TlsFiles};
 use isthmus_kvstore::memory::{KeyRange, Limits, MemoryStore, RangeRequest, StoreId};
 use isthmus_kvstore::writer::Writer;
 use isthmus_wire::{MaxConnectedClusters, Prefix, Resource};
@@ -153,17 +153,7 @@ impl Mesh {
             key: files.key,
             client_ca: self.path().join("ca.crt"),
         };
-        let store = MemoryStore::new(StoreId::random(), Limits::default());
-        let begun = std::time::Instant::now();
-        let gateway = loop {
-            match Gateway::serve(address, tls.clone(), store.clone(), grants.clone()).await {
-                Ok(gateway) => break gateway,
-                Err(error) if begun.elapsed() > DEADLINE => panic!("{error}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        store.put("cilium/.heartbeat", "2026-11-20T12:38:19Z");
-        Peer { name, address: gateway.local_addr(), store, gateway }
+        Peer::serve(name, address, tls, grants).await
     }
 }
 
@@ -176,6 +166,28 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// A gateway over an empty store. The address may still be in use for a moment.
+    pub(crate) async fn serve(
+        name: &'static str,
+        address: SocketAddr,
+        tls: impl Into<ServerTls>,
+        grants: Grants,
+    ) -> Self {
+        let store = MemoryStore::new(StoreId::random(), Limits::default());
+        let tls = tls.into();
+        let begun = std::time::Instant::now();
+        let gateway = loop {
+            let options = GatewayOptions::default();
+            match Gateway::serve_with(address, tls.clone(), store.clone(), grants.clone(), options).await {
+                Ok(gateway) => break gateway,
+                Err(error) if begun.elapsed() > DEADLINE => panic!("{error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        store.put("cilium/.heartbeat", "2026-11-20T12:38:19Z");
+        Self { name, address: gateway.local_addr(), store, gateway }
+    }
+
     pub(crate) fn put(&self, key: &str, value: impl AsRef<[u8]>) {
         self.store.put(key.to_owned(), value.as_ref().to_vec());
     }
@@ -222,7 +234,7 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl FnMut() -> Result<T, St
     until_async(what, || std::future::ready(probe())).await
 }
 
-async fn until_async<T, F: Future<Output = Result<T, String>>>(
+pub(crate) async fn until_async<T, F: Future<Output = Result<T, String>>>(
     what: &str,
     mut probe: impl FnMut() -> F,
 ) -> T {

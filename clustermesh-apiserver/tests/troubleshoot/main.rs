@@ -10,7 +10,7 @@ mod trust;
 
 use std::sync::Arc;
 
-use clustermesh_apiserver::troubleshoot::{self, Outcome, Report, Signs, Step};
+use clustermesh_apiserver::troubleshoot::{self, Flags, Outcome, Report, Signs, Step};
 use isthmus_kvstore::client::steps::Resolver;
 
 use crate::fixture::{World, found, troubleshooter};
@@ -80,4 +80,66 @@ async fn a_peer_is_probed_once_at_a_time() {
     first.abort();
     let _ = first.await;
     troubleshooter.report(&["beta".to_owned()]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_files_is_enough_without_an_apiserver() {
+    let world = World::new();
+    let beta = world.beta().await;
+    world.at(beta.address);
+    let peers = world.folder.path().join("peers");
+    std::fs::create_dir(&peers).unwrap();
+    std::fs::copy(world.path("beta"), peers.join("beta")).unwrap();
+    let mut flags = Flags {
+        peers: Vec::new(),
+        peers_dir: Some(peers),
+        config: None,
+        cluster_name: Some("alpha".parse().unwrap()),
+        cluster_id: Some(1.try_into().unwrap()),
+        max_connected_clusters: Default::default(),
+        ascii: false,
+        json: false,
+    };
+    let report = troubleshoot::from_files(&flags).await.unwrap();
+    assert!(report.peers[0].findings().next().is_none(), "{report:?}");
+    assert!(report.peers[0].source.ends_with("peers/beta"), "{report:?}");
+    flags.cluster_id = Some(2.try_into().unwrap());
+    let report = troubleshoot::from_files(&flags).await.unwrap();
+    found(&report.peers[0], Step::ClusterConfig, "id-conflict");
+
+    flags.config = Some(world.path("beta").into());
+    flags.peers = vec!["gamma".parse().unwrap()];
+    let report = troubleshoot::from_files(&flags).await.unwrap();
+    assert_eq!(report.peers[0].name, "gamma", "as it was named, whatever the file is called");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemon_answers_about_the_peers_of_its_relay_and_has_nothing_to_say_without_one() {
+    let world = World::new();
+    let beta = world.beta().await;
+    let relay = store::Following::start(&world);
+    relay.connect(&world, "beta", beta.address);
+    relay.ready("beta").await;
+    let directory = Some(world.folder.path().join("peers"));
+    let mirrors = relay.relay.clone();
+    let routes =
+        troubleshoot::of_daemon(fixture::own(), "isthmus-system", directory, move || Some(mirrors.clone()));
+    let (status, body) = get(routes, "/v1/troubleshoot?peer=beta").await;
+    assert_eq!(status, 200, "{body}");
+    let report: Report = serde_json::from_str(&body).unwrap();
+    assert_eq!(report.outcome(), Outcome::Passed, "{body}");
+    assert_eq!(report.peers[0].source, format!("file {}", world.path("peers/beta")));
+
+    let standby = troubleshoot::of_daemon(fixture::own(), "isthmus-system", None, || None);
+    let (status, body) = get(standby, "/v1/troubleshoot").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("ask the one that leads"), "{body}");
+}
+
+async fn get(routes: axum::Router, path: &str) -> (u16, String) {
+    let request = http::Request::get(path).body(axum::body::Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
 }

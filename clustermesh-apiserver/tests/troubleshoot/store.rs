@@ -244,14 +244,14 @@ async fn a_relay_that_has_no_connection_although_one_can_be_made() {
 }
 
 /// Alpha's relay.
-struct Following {
-    relay: Arc<Relay>,
+pub(crate) struct Following {
+    pub(crate) relay: Relay,
     directory: std::path::PathBuf,
     shutdown: CancellationToken,
 }
 
 impl Following {
-    fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &World) -> Self {
         let directory = world.folder.path().join("peers");
         std::fs::create_dir_all(&directory).unwrap();
         let store = MemoryStore::new(StoreId::random(), Limits::default());
@@ -261,11 +261,11 @@ impl Following {
         let config = RelayConfig { own: own(), sources, timing: Timing::default() };
         let metrics = Arc::new(Metrics::default());
         let (relay, _) = Relay::spawn(config, Writer::memory(store), metrics, shutdown.clone());
-        Self { relay: Arc::new(relay), directory, shutdown }
+        Self { relay, directory, shutdown }
     }
 
     /// Configures a peer.
-    fn connect(&self, world: &World, name: &str, address: SocketAddr) {
+    pub(crate) fn connect(&self, world: &World, name: &str, address: SocketAddr) {
         let text = format!(
             "endpoints:\n- https://{address}\ntrusted-ca-file: {}\nkey-file: {}\ncert-file: {}\n",
             world.path("ca.crt"),
@@ -286,7 +286,7 @@ impl Following {
         until(&format!("{name} is {state}"), || self.peer(name).filter(|peer| peer.state == state)).await;
     }
 
-    async fn ready(&self, name: &str) {
+    pub(crate) async fn ready(&self, name: &str) {
         self.is(name, PeerState::Ready).await;
     }
 
@@ -295,7 +295,7 @@ impl Following {
     }
 
     async fn probe_with(&self, world: &World, address: SocketAddr, data_age: Duration) -> PeerReport {
-        let relay = Arc::clone(&self.relay);
+        let relay = self.relay.clone();
         fixture::probe_beside(world.at(address), data_age, move || relay.peers()).await
     }
 }

@@ -117,8 +117,8 @@ pub(crate) struct Connected {
     pub(crate) address: SocketAddr,
 }
 
-/// Connects to the first endpoint that answers. Called again, because the attempt failed or the connection died, it begins
-/// with the next endpoint, looks up anew the name of the one that died, and tries its address last.
+/// Connects to the first endpoint that answers. Called again, because the attempt failed or the connection died, it
+/// begins with the next endpoint, looks up anew the name of the one that died, and tries its address last.
 ///
 /// Authorities, certificate and key are taken as they are now.
 ///

@@ -45,8 +45,8 @@ pub enum OpenError {
 /// Begins to speak the etcd v3 API over a connection, and waits until the other side has said its first word: in TLS
 /// 1.3 only that tells whether it takes this side's certificate.
 ///
-/// The connection is never re-established underneath: once it breaks, every call on it fails, and whoever holds it knows
-/// that there may have been a gap.
+/// The connection is never re-established underneath: once it breaks, every call on it fails, and whoever holds it
+/// knows that there may have been a gap.
 ///
 /// # Errors
 /// [`OpenError`]

@@ -1,5 +1,5 @@
-//! The way to a store, step by step, for whoever wants to see where it ends. [`Reader`](crate::reader::Reader)s go the same
-//! way by the same code.
+//! The way to a store, step by step, for whoever wants to see where it ends. [`Reader`](crate::reader::Reader)s go the
+//! same way by the same code.
 //!
 //! ```no_run
 //! # use isthmus_kvstore::{client::steps, config::ClientConfig};

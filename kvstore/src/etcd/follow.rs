@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 
-use super::EtcdStatus;
+use super::{Desk, EtcdStatus};
 use crate::{
     backoff::Backoff,
     client::{
@@ -12,15 +12,15 @@ use crate::{
     },
     config::ClientConfig,
     memory::{KeyValue, MemoryStore, Mirrored, Revision},
-    writer::{Exchanged, Queue},
+    writer::Exchanged,
 };
 
 pub(super) struct Follower {
     pub(super) client: ClientConfig,
     pub(super) limiter: Arc<RateLimiter>,
     pub(super) store: MemoryStore,
-    /// Told of keys that vanish, which may be its own.
-    pub(super) queue: Arc<Queue>,
+    /// Whoever writes is told of keys that vanish, which may be its own.
+    pub(super) desk: Desk,
     pub(super) status: watch::Sender<EtcdStatus>,
     /// The connection over which the store was filled.
     pub(super) session: Option<Session>,
@@ -146,8 +146,10 @@ impl Follower {
                 .apply_at(Revision(revision), commit)
                 .map_err(|_| SessionError::Malformed("etcd's watch went back in revisions"))?;
         }
-        for (key, revision) in vanished {
-            self.queue.vanished(&key, revision);
+        if let Some(queue) = self.desk.queue() {
+            for (key, revision) in vanished {
+                queue.vanished(&key, revision);
+            }
         }
         Ok(())
     }
@@ -170,7 +172,9 @@ impl Follower {
             tracing::error!(%error, "a snapshot of etcd cannot be loaded");
             return;
         }
-        self.queue.reconcile(revision.0, |key| there.contains(key));
+        if let Some(queue) = self.desk.queue() {
+            queue.reconcile(revision.0, |key| there.contains(key));
+        }
     }
 }
 

@@ -1,11 +1,18 @@
 //! The etcd engine: exporter and relay write to etcd, and the store that the gateway serves follows it by one watch,
 //! at etcd's own revisions. Any number of processes on one etcd serve the same revisions under the same cluster id.
+//!
+//! All of them follow, and one of them writes: each key has one writer. Who that is may change while they run, so
+//! writing is a [`Term`], which can be begun and ended while following goes on.
 
 mod follow;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use crate::writer::Exchanged;
 use crate::{
@@ -34,13 +41,60 @@ impl EtcdConfig {
     }
 }
 
-/// A store in etcd. Dropping it ends following and writing; what is in etcd stays until its leases run out.
+/// A store in etcd, followed. Dropping it ends that; what is in etcd stays until its leases run out.
 #[derive(Debug)]
 pub struct EtcdEngine {
     store: MemoryStore,
-    writer: Writer,
+    driver: DriverConfig,
+    desk: Desk,
+    report: watch::Sender<EtcdStatus>,
     status: watch::Receiver<EtcdStatus>,
     _tasks: JoinSet<()>,
+}
+
+/// The time in which this process writes to etcd. Dropping it ends that at once: what waits to be written is forgotten,
+/// and what was written stays until its leases run out or the next writer takes it over.
+#[derive(Debug)]
+pub struct Term {
+    writer: Writer,
+    queue: Arc<Queue>,
+    desk: Desk,
+    _driving: AbortOnDropHandle<()>,
+}
+
+impl Term {
+    /// Writes to etcd for as long as the term lasts.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+}
+
+impl Drop for Term {
+    fn drop(&mut self) {
+        self.desk.clear(&self.queue);
+    }
+}
+
+/// The queue of the term under way, which has to know of keys that vanish.
+#[derive(Debug, Clone, Default)]
+struct Desk(Arc<Mutex<Option<Arc<Queue>>>>);
+
+impl Desk {
+    fn queue(&self) -> Option<Arc<Queue>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, queue: &Arc<Queue>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(queue));
+    }
+
+    /// Takes this queue away, unless the next one is there already.
+    fn clear(&self, queue: &Arc<Queue>) {
+        let mut present = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if present.as_ref().is_some_and(|present| Arc::ptr_eq(present, queue)) {
+            *present = None;
+        }
+    }
 }
 
 /// How following etcd gets on.
@@ -57,47 +111,55 @@ pub struct EtcdStatus {
 }
 
 impl EtcdEngine {
-    /// Connects, takes in everything that etcd holds, and begins to follow. Waits for etcd as long as that takes,
+    /// Connects, takes in everything that etcd holds, and begins to follow; writes nothing. Waits for etcd as long as that takes,
     /// saying in the log what is missing. Must be called within a tokio runtime.
     pub async fn start(config: EtcdConfig) -> Self {
         let limiter =
             Arc::new(RateLimiter::new(RateLimits { qps: 1_000, bootstrap_qps: 10_000, max_in_flight: 10 }));
         let (session, store) = loop_until_loaded(&config, &limiter).await;
-        let queue = Arc::new(Queue::new());
-        let (status, status_seen) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });
+        let driver = DriverConfig {
+            client: config.client.clone(),
+            cluster_id: store.id().0,
+            lease_ttl: config.lease_ttl,
+        };
+        let desk = Desk::default();
+        let (report, status) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });
         let mut tasks = JoinSet::new();
-        tasks.spawn({
-            let driver = DriverConfig {
-                client: config.client.clone(),
-                cluster_id: store.id().0,
-                lease_ttl: config.lease_ttl,
-            };
-            let (queue, status) = (Arc::clone(&queue), status.clone());
-            async move {
-                let exchanged = drive(&queue, &driver).await;
-                status.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
-            }
-        });
         tasks.spawn(follow::run(follow::Follower {
             client: config.client,
             limiter,
             store: store.clone(),
-            queue: Arc::clone(&queue),
-            status,
+            desk: desk.clone(),
+            status: report.clone(),
             session: Some(session),
         }));
-        let writer = Writer::etcd(store.clone(), queue);
-        Self { store, writer, status: status_seen, _tasks: tasks }
+        Self { store, driver, desk, report, status, _tasks: tasks }
     }
 
-    /// The store that follows etcd, for the gateway to serve. Written to through [`EtcdEngine::writer`] alone.
+    /// Begins to write to etcd. Keys that are put are taken over from whoever wrote them before; what an earlier writer
+    /// left beyond them is for [sections](crate::writer::SectionWriter) to remove. There should be one term at a time.
+    /// Must be called within a tokio runtime.
+    pub fn begin_term(&self) -> Term {
+        let queue = Arc::new(Queue::new());
+        self.desk.put(&queue);
+        let driving = tokio::spawn({
+            let (queue, driver, report) = (Arc::clone(&queue), self.driver.clone(), self.report.clone());
+            async move {
+                let exchanged = drive(&queue, &driver).await;
+                report.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
+            }
+        });
+        Term {
+            writer: Writer::etcd(self.store.clone(), Arc::clone(&queue)),
+            queue,
+            desk: self.desk.clone(),
+            _driving: AbortOnDropHandle::new(driving),
+        }
+    }
+
+    /// The store that follows etcd, for the gateway to serve. Written to in a [`Term`] alone.
     pub fn store(&self) -> &MemoryStore {
         &self.store
-    }
-
-    /// Writes to etcd.
-    pub fn writer(&self) -> &Writer {
-        &self.writer
     }
 
     /// How following etcd gets on.

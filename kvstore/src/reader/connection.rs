@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{ClusterConfigState, Connection, Shared, Usable};
+use super::{ClusterConfigState, Connection, FailureCause, Shared, Usable};
 use crate::{
     backoff::Backoff,
     client::{Change, Connected, Rounds, Session, SessionError, Span, WatchAnswer, connect},
@@ -35,8 +35,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
     loop {
         moved(&shared, Connection::Connecting);
         let mut was_good = false;
-        let error = match connect(&shared.config.resolver, &shared.config.client, &mut rounds).await {
-            Err(error) => error.to_string(),
+        let (error, cause) = match connect(&shared.config.resolver, &shared.config.client, &mut rounds).await
+        {
+            Err(error) => (error.to_string(), FailureCause::from(&error)),
             Ok(Connected { client, endpoint, address }) => {
                 shared.status.send_modify(|status| {
                     status.endpoint = Some(endpoint.to_string());
@@ -48,7 +49,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 let error = use_session(&shared, &session).await;
                 shared.usable.send_replace(None);
                 was_good = began.elapsed() >= GOOD;
-                format!("{endpoint} ({address}): {error}")
+                (format!("{endpoint} ({address}): {error}"), FailureCause::Lost)
             }
         };
         tracing::warn!(cluster = %shared.name, %error, "the connection to the cluster's store is down");
@@ -59,6 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             status.address = None;
             status.failures += 1;
             status.last_error = Some(error);
+            status.last_cause = Some(cause);
             status.last_failure = Some(Utc::now());
             if status.cluster_config == ClusterConfigState::Retrieved {
                 status.cluster_config = ClusterConfigState::Missing;

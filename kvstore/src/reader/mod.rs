@@ -16,6 +16,7 @@
 //! listed, no longer holds it. So neither a lost connection, nor a compaction, nor a store that was exchanged for an
 //! empty one that its exporter is still filling shows as keys that go and come back.
 
+mod cause;
 mod connection;
 mod follow;
 mod known;
@@ -34,6 +35,7 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use self::cause::FailureCause;
 pub use self::probe::Probe;
 pub use self::status::{ClusterConfigState, Connection, ReaderStatus, SectionPhase, SectionStatus};
 use crate::client::{RateLimiter, Session};

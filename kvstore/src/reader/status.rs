@@ -6,6 +6,8 @@ use chrono::{DateTime, Utc};
 use isthmus_wire::ClusterName;
 use serde::Serialize;
 
+use super::FailureCause;
+
 /// The state of a reader and of everything that it follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReaderStatus {
@@ -23,6 +25,8 @@ pub struct ReaderStatus {
     pub failures: u64,
     /// The latest failure, in words that say what to do. Kept after recovery.
     pub last_error: Option<String>,
+    /// The latest failure, for programs.
+    pub last_cause: Option<FailureCause>,
     /// When it happened.
     pub last_failure: Option<DateTime<Utc>>,
     /// The id of the store's cluster, which is another one when the store was exchanged.
@@ -47,6 +51,7 @@ impl ReaderStatus {
             address: None,
             failures: 0,
             last_error: None,
+            last_cause: None,
             last_failure: None,
             cluster_id: None,
             store_revision: 0,

@@ -110,13 +110,14 @@ async fn an_exchanged_etcd_is_neither_followed_nor_written() {
     let first = Etcd::start().await;
     let proxy = Proxy::to(first.port).await;
     let engine = EtcdEngine::start(EtcdConfig::new(first.config_at(proxy.port))).await;
-    engine.writer().put("a", "1");
-    engine.writer().flush().await;
+    let term = engine.begin_term();
+    term.writer().put("a", "1");
+    term.writer().flush().await;
     let second = Etcd::start_like(&first).await;
     proxy.lead_to(second.port);
     let why = tokio::time::timeout(wait::DEADLINE, engine.exchanged()).await.unwrap();
     assert!(why.contains("exchanged") && why.contains("Restart"), "{why}");
-    engine.writer().put("b", "1");
+    term.writer().put("b", "1");
     assert_eq!(engine.store().stats().keys, 1, "what is known stands");
     let mut client = second.client().await;
     assert!(

@@ -15,6 +15,7 @@ use isthmus_kvstore::{
 
 use crate::{
     pki::Pki,
+    proxy::Proxy,
     wait::{Consumer, until_status},
 };
 
@@ -160,4 +161,26 @@ async fn a_name_of_three_addresses_is_as_good_as_three_endpoints() {
     config.endpoints = vec![format!("https://gateways.beta.svc:{port}").parse().unwrap()];
     config.addresses.insert("gateways.beta.svc".into(), addresses.into());
     replicas.kill_the_one_in_use(config).await;
+}
+
+#[tokio::test]
+async fn where_a_connection_has_died_is_tried_last() {
+    let addresses = [IpAddr::from([127, 0, 0, 1]), [127, 0, 0, 2].into()];
+    let replicas = Replicas::start(&addresses).await;
+    let [first, second] = addresses.map(|address| {
+        *replicas.running.keys().find(|replica| replica.ip() == address).expect("it was started")
+    });
+    // It goes on listening, as a gateway does that is about to end or whose packets are lost on the way.
+    let proxy = Proxy::to(first.port()).await;
+    let mut config = replicas.pki.client("remote-alpha", proxy.port);
+    config.server_name = Some("127.0.0.1".into());
+    config.endpoints.push(format!("https://{second}").parse().unwrap());
+    let reader = Reader::spawn("beta".parse().unwrap(), ReaderConfig::new(config));
+    let status = until_status(&reader, "connected", |status| status.connected()).await;
+    assert_eq!(status.address.unwrap().port(), proxy.port);
+    proxy.cut();
+    let status =
+        until_status(&reader, "connected again", |status| status.connected() && status.failures == 1).await;
+    assert_eq!(status.address, Some(second));
+    assert_eq!(proxy.accepted(), 1);
 }

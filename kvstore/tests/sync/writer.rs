@@ -96,17 +96,19 @@ async fn a_section_is_complete_before_its_canary_in_memory() {
 async fn a_section_is_complete_before_its_canary_in_etcd() {
     let etcd = Etcd::start().await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
-    a_section_is_complete_before_its_canary(engine.writer(), engine.store()).await;
+    let term = engine.begin_term();
+    a_section_is_complete_before_its_canary(term.writer(), engine.store()).await;
 }
 
 #[tokio::test]
 async fn the_cluster_configuration_stands_whatever_others_do() {
     let etcd = Etcd::start().await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let term = engine.begin_term();
     let own = memory();
     let alpha = "alpha".parse().unwrap();
     let config = "cilium/cluster-config/alpha";
-    for (writer, store) in [(engine.writer().clone(), engine.store()), (Writer::memory(own.clone()), &own)] {
+    for (writer, store) in [(term.writer().clone(), engine.store()), (Writer::memory(own.clone()), &own)] {
         let kept = writer.keep_cluster_config(&alpha, r#"{"id":1}"#);
         let stands = async || value(store, config).as_deref() == Some(r#"{"id":1}"#);
         wait::until("the configuration is written", stands).await;
@@ -145,10 +147,11 @@ async fn the_heartbeat_is_written_at_once() {
 async fn keys_come_back_when_their_leases_are_revoked() {
     let etcd = Etcd::start().await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let term = engine.begin_term();
     for index in 0..1_500 {
-        engine.writer().put(key(index), "1");
+        term.writer().put(key(index), "1");
     }
-    engine.writer().flush().await;
+    term.writer().flush().await;
     let mut client = etcd.client().await;
     let leases = client.leases().await.unwrap();
     assert_eq!(leases.leases().len(), 2);
@@ -162,7 +165,7 @@ async fn keys_come_back_when_their_leases_are_revoked() {
     })
     .await;
     wait::until("the store follows", async || keys(engine.store(), "cilium/state/").len() == 1_500).await;
-    assert_eq!(engine.writer().status().leases, 2);
+    assert_eq!(term.writer().status().leases, 2);
 }
 
 #[tokio::test]
@@ -172,18 +175,19 @@ async fn keys_come_back_when_their_leases_run_out_during_a_partition() {
     let config =
         EtcdConfig { lease_ttl: Duration::from_secs(3), ..EtcdConfig::new(etcd.config_at(proxy.port)) };
     let engine = EtcdEngine::start(config).await;
-    engine.writer().put(key("n1"), "1");
-    engine.writer().flush().await;
+    let term = engine.begin_term();
+    term.writer().put(key("n1"), "1");
+    term.writer().flush().await;
     let mut client = etcd.client().await;
     proxy.stall();
     let there =
         async |client: &mut etcd_client::Client| !client.get(key("n1"), None).await.unwrap().kvs().is_empty();
     wait::until("the lease runs out", async || !there(&mut client).await).await;
-    engine.writer().put(key("n2"), "1");
+    term.writer().put(key("n2"), "1");
     proxy.cut();
     proxy.recover();
     wait::until("the key is there again", async || there(&mut client).await).await;
-    engine.writer().flush().await;
+    term.writer().flush().await;
     wait::until("the store follows", async || keys(engine.store(), PREFIX).len() == 2).await;
     // And stays, over several times the lease's life.
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -195,11 +199,12 @@ async fn writes_survive_a_partition_in_their_order() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.port).await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config_at(proxy.port))).await;
+    let term = engine.begin_term();
     for round in 0..20 {
         for index in 0..200 {
-            engine.writer().put(key(index), round.to_string());
+            term.writer().put(key(index), round.to_string());
             if index % 2 == 1 {
-                engine.writer().delete(key(index));
+                term.writer().delete(key(index));
             }
         }
         if round % 4 == 0 {
@@ -207,19 +212,20 @@ async fn writes_survive_a_partition_in_their_order() {
         }
         tokio::task::yield_now().await;
     }
-    engine.writer().flush().await;
+    term.writer().flush().await;
     let mut client = etcd.client().await;
     let kvs = client.get(PREFIX, Some(etcd_client::GetOptions::new().with_prefix())).await.unwrap();
     assert_eq!(kvs.kvs().len(), 100);
     assert!(kvs.kvs().iter().all(|kv| kv.value() == b"19"));
-    assert_eq!(engine.writer().status().pending, 0);
+    assert_eq!(term.writer().status().pending, 0);
 }
 
 #[tokio::test]
 async fn a_value_that_etcd_refuses_does_not_hold_back_the_others() {
     let etcd = Etcd::start().await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
-    let writer = engine.writer();
+    let term = engine.begin_term();
+    let writer = term.writer();
     writer.put(key("large"), "1");
     writer.flush().await;
     for index in 0..50 {
@@ -245,10 +251,11 @@ async fn a_value_that_etcd_refuses_does_not_hold_back_the_others() {
 async fn a_hundred_and_thirty_thousand_keys_share_leases_of_a_thousand() {
     let etcd = Etcd::start().await;
     let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let term = engine.begin_term();
     for index in 0..130_000 {
-        engine.writer().put(format!("cilium/state/ip/v1/default/{index:06}"), "0123456789");
+        term.writer().put(format!("cilium/state/ip/v1/default/{index:06}"), "0123456789");
     }
-    engine.writer().flush().await;
+    term.writer().flush().await;
     let mut client = etcd.client().await;
     assert_eq!(client.leases().await.unwrap().leases().len(), 130);
     let count = etcd_client::GetOptions::new().with_prefix().with_count_only();
@@ -256,12 +263,51 @@ async fn a_hundred_and_thirty_thousand_keys_share_leases_of_a_thousand() {
     wait::until("the store has followed", async || engine.store().stats().keys == 130_000).await;
     // Room in a lease is used again.
     for index in 0..1_000 {
-        engine.writer().delete(format!("cilium/state/ip/v1/default/{index:06}"));
+        term.writer().delete(format!("cilium/state/ip/v1/default/{index:06}"));
     }
-    engine.writer().flush().await;
+    term.writer().flush().await;
     for index in 0..1_000 {
-        engine.writer().put(key(index), "1");
+        term.writer().put(key(index), "1");
     }
-    engine.writer().flush().await;
-    assert_eq!(engine.writer().status().leases, 130);
+    term.writer().flush().await;
+    assert_eq!(term.writer().status().leases, 130);
+}
+
+#[tokio::test]
+async fn a_term_that_has_ended_writes_no_more_and_the_next_takes_over_what_it_left() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.port).await;
+    // Two replicas on one etcd; the way of the first can be cut.
+    let first = EtcdEngine::start(EtcdConfig::new(etcd.config_at(proxy.port))).await;
+    let second = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let ended = first.begin_term();
+    let section = ended.writer().section(nodes());
+    section.put(key("stays"), "1");
+    section.put(key("goes"), "1");
+    section.finish_initial().await;
+    wait::until("the second follows", async || keys(second.store(), PREFIX).len() == 2).await;
+
+    // What it could not write before its end it does not write after it, though its queue still knows of it.
+    proxy.stall();
+    section.put(key("late"), "1");
+    drop(ended);
+    proxy.cut();
+    proxy.recover();
+
+    let term = second.begin_term();
+    let section = term.writer().section(nodes());
+    section.put(key("stays"), "1");
+    section.put(key("new"), "2");
+    section.finish_initial().await;
+    wait::until("the first follows again", async || {
+        keys(first.store(), PREFIX) == keys(second.store(), PREFIX) && first.status().borrow().following
+    })
+    .await;
+    assert_eq!(keys(first.store(), PREFIX), BTreeSet::from([key("new"), key("stays")]));
+    // It may lead once more later.
+    drop(term);
+    let again = first.begin_term();
+    again.writer().put(key("later"), "3");
+    again.writer().flush().await;
+    wait::until("the second follows it", async || keys(second.store(), PREFIX).len() == 3).await;
 }

@@ -36,6 +36,8 @@ pub struct ReachReport {
     pub node: String,
     /// Traffic between nodes is to be encrypted here.
     pub enabled: bool,
+    /// What cannot be encrypted is dropped.
+    pub strict: bool,
     /// Why the device cannot be asked.
     pub problem: Option<String>,
     /// Whether the other nodes are told this node's key: they answer nobody else.
@@ -137,15 +139,19 @@ impl Prober {
     /// [`Busy`] while somebody else asks.
     pub async fn ask(&self, cluster: Option<String>) -> Result<ReachReport, Busy> {
         let _turn = self.turn.try_acquire().map_err(|_| Busy)?;
-        let of =
-            |report| ReachReport { cluster: self.cluster.to_string(), node: self.node.to_string(), ..report };
-        let Some(questions) = &self.questions else { return Ok(of(ReachReport::default())) };
-        let problem = |problem: String| {
-            of(ReachReport { enabled: true, problem: Some(problem), ..ReachReport::default() })
-        };
         let now = self.status.borrow().clone();
+        let of = |report| ReachReport {
+            cluster: self.cluster.to_string(),
+            node: self.node.to_string(),
+            strict: now.strict,
+            ..report
+        };
+        let Some(questions) = &self.questions else { return Ok(of(ReachReport::default())) };
+        let problem =
+            |problem| of(ReachReport { enabled: true, problem: Some(problem), ..ReachReport::default() });
         if !now.ready {
-            return Ok(problem(now.problem.unwrap_or_else(|| "the device is not ready".to_owned())));
+            let reason = now.problem.clone();
+            return Ok(problem(reason.unwrap_or_else(|| "the device is not ready".to_owned())));
         }
         let (answer, answered) = oneshot::channel();
         let asked = async {

@@ -51,7 +51,8 @@ pub enum ResolveError {
     },
     /// The name servers cannot or will not answer.
     #[error(
-        "the name servers cannot answer for {host}: {reason} ({asked}); is DNS working here (kubectl -n kube-system get pods -l k8s-app=kube-dns)?"
+        "the name servers cannot answer for {host}: {reason} ({asked}); is DNS working here (kubectl -n kube-system \
+         get pods -l k8s-app=kube-dns)?"
     )]
     ServerFailed {
         /// The name.

@@ -58,8 +58,8 @@ struct Known {
 /// The addresses of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// In the order in which to try them: the families in turn, IPv6 first (RFC 8305, section 4), each in the order of the
-    /// answer. Never empty.
+    /// In the order in which to try them: the families in turn, IPv6 first (RFC 8305, section 4), each in the order of
+    /// the answer. Never empty.
     pub addresses: Vec<SocketAddr>,
     /// How they are known.
     pub source: Source,

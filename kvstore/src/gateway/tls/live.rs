@@ -14,7 +14,8 @@ use crate::config::LiveIdentity;
 
 /// A server's identity and trust in memory. Clones share them.
 ///
-/// - The **identity** is what [`LiveIdentity::replace`] made of it last, at each handshake. Connections that exist go on.
+/// - The **identity** is what [`LiveIdentity::replace`] made of it last, at each handshake. Connections that exist go
+///   on.
 /// - **Trust** holds for handshakes from [`LiveTls::set_trust`] on, and for open connections too: those whose client
 ///   would not be let in any more are ended soon. A certificate that has merely expired since ends nothing.
 #[derive(Clone)]

@@ -1,7 +1,7 @@
 //! Judges the certificates of clients: signed by an authority that is trusted, and by one that may say this name.
 //!
-//! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the same
-//! name ("Cilium CA"); what tells them apart is their keys.
+//! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the
+//! same name ("Cilium CA"); what tells them apart is their keys.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -181,8 +181,8 @@ impl TrustVerifier {
     }
 }
 
-/// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has another
-/// key, so its signature does not fit either.
+/// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has
+/// another key, so its signature does not fit either.
 fn is_telling(error: &rustls::Error) -> bool {
     !matches!(
         error,
@@ -287,5 +287,71 @@ impl ClientCertVerifier for TrustVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        KeyUsagePurpose,
+    };
+
+    use super::*;
+    use crate::gateway::TrustedAuthority;
+
+    /// An authority of this name.
+    fn authority(name: &str) -> (String, Issuer<'static, KeyPair>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        (params.self_signed(&key).unwrap().pem(), Issuer::new(params, key))
+    }
+
+    fn client(name: &str, issuer: &Issuer<'_, KeyPair>) -> CertificateDer<'static> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
+    }
+
+    fn trust(authorities: &[(&str, Vouches)]) -> TrustVerifier {
+        let authorities = authorities
+            .iter()
+            .map(|(pem, vouches)| TrustedAuthority { pem: (*pem).into(), vouches: vouches.clone() });
+        TrustVerifier::of(&Trust { authorities: authorities.collect() }).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_names_the_name_the_authoritys_cluster_and_what_to_do() {
+        let (alpha, _) = authority("Cilium CA");
+        let (beta, beta_issuer) = authority("Cilium CA");
+        let peer = Vouches::Peer("beta".parse().unwrap());
+        let verifier = trust(&[(&alpha, Vouches::Anyone), (&beta, peer)]);
+        assert_eq!(verifier.root_hint_subjects().len(), 1, "one name for both");
+        let error =
+            |certificate: &CertificateDer<'_>| verifier.judge(certificate, &[], UnixTime::now()).unwrap_err();
+        let refused = error(&client("admin-alpha", &beta_issuer));
+        let text = reason(&refused);
+        assert!(text.contains("cluster beta") && text.contains("\"admin-alpha\""), "{text}");
+        assert!(advice(&refused).contains("take it out of trust"));
+        let stranger = error(&client("remote-beta", &authority("Cilium CA").1));
+        assert!(reason(&stranger).contains("no trusted authority"), "{stranger}");
+        assert!(advice(&stranger).contains("ca.crt"));
+    }
+
+    #[test]
+    fn only_what_is_taken_away_counts_as_a_loss() {
+        let [(one, _), (two, _)] = ["One", "Two"].map(authority);
+        let both = format!("{one}{two}");
+        let first = trust(&[(&one, Vouches::Anyone)]);
+        let grown = trust(&[(&both, Vouches::Anyone)]).after(&first);
+        assert_eq!(grown.losses(), 0);
+        let shrunk = trust(&[(&two, Vouches::Anyone)]).after(&grown);
+        assert_eq!(shrunk.losses(), 1);
+        let less = trust(&[(&two, Vouches::Peer("beta".parse().unwrap()))]).after(&shrunk);
+        assert_eq!(less.losses(), 2, "it may vouch for less");
     }
 }

@@ -334,7 +334,8 @@ async fn who_asks_whom_this_node_reaches_has_those_without_a_session_greeted_and
     let question = questions.recv().await.expect("asked");
     prober.ask(None).await.expect_err("one at a time");
     let state = node.real.clone();
-    let (pending, updates) = Pending::begin(question, &state, &mut node.device, &node.peers, node.at());
+    let at = node.at();
+    let (pending, updates) = Pending::begin(question, &state, &mut node.device, &node.peers, at);
     node.apply(updates);
     let greeted = |node: &Node, key| node.real.peer(&public(key)).expect("a peer").persistent_keepalive;
     let all = |node: &Node| [1, 2, 3].map(|key| greeted(node, key).is_some());

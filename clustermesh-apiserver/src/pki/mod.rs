@@ -3,17 +3,22 @@
 //! Names, usages and lifetimes are those of Cilium Cluster Mesh (wire format, section A.7), so that its clients connect
 //! with what is issued here and the other way round. Keys are ECDSA P-256: every etcd client takes them.
 
+mod inspect;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
+use rustls::pki_types::CertificateDer;
+
+pub use self::inspect::{Certificate, LONGEST_PEM, NotACertificate, Untimely, UnusablePair, usable_pair};
 
 /// How long a certificate is valid unless said otherwise: 1,095 days, Cilium's own default.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(1_095 * 24 * 60 * 60);
@@ -35,13 +40,19 @@ pub enum PkiError {
         /// What rcgen says.
         source: rcgen::Error,
     },
+    /// An authority from elsewhere is not one.
+    #[error("{0}")]
+    NoAuthority(&'static str),
+    /// Its certificate and key are not usable together.
+    #[error(transparent)]
+    Pair(#[from] UnusablePair),
     /// A stored authority is not one.
     #[error("the authority in {path} cannot be used: {source}; delete it and its key to have a new one made")]
     Authority {
         /// The certificate's file.
         path: PathBuf,
         /// What rcgen says.
-        source: rcgen::Error,
+        source: Box<PkiError>,
     },
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
@@ -118,6 +129,8 @@ pub struct IdentityFiles {
 pub struct Authority {
     certificate: String,
     key: String,
+    /// Its own end: nothing that it issues is valid for longer.
+    until: SystemTime,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -134,7 +147,31 @@ impl Authority {
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().map_err(issue)?;
         let certificate = params.self_signed(&key).map_err(issue)?.pem();
-        Ok(Self { certificate, key: key.serialize_pem(), issuer: Issuer::new(params, key) })
+        let until = params.not_after.into();
+        Ok(Self { certificate, key: key.serialize_pem(), until, issuer: Issuer::new(params, key) })
+    }
+
+    /// The authority with this certificate and key, both PEM. Of several certificates the first is the one that issues.
+    ///
+    /// # Errors
+    /// [`PkiError::Pair`] if they are not a certificate and its key, [`PkiError::NoAuthority`] if it may not issue.
+    pub fn from_pem(certificate: &str, key: &str) -> Result<Self, PkiError> {
+        let read = usable_pair(certificate, key)?;
+        if !read.authority {
+            return Err(PkiError::NoAuthority(
+                "its certificate is not an authority's (basic constraints, CA:TRUE)",
+            ));
+        }
+        let pair = KeyPair::from_pem(key).map_err(|_| {
+            PkiError::NoAuthority(
+                "its key is not PKCS #8; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW",
+            )
+        })?;
+        let der = CertificateDer::from(read.der().to_vec());
+        let issuer = Issuer::from_ca_cert_der(&der, pair)
+            .map_err(|source| PkiError::Issue { name: read.common_name.clone(), source })?;
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        Ok(Self { certificate, key, until: read.not_after.into(), issuer })
     }
 
     /// The authority that [`Authority::write`] stored.
@@ -145,10 +182,8 @@ impl Authority {
         let path = folder.join(format!("{name}.crt"));
         let certificate = read(&path)?;
         let key = read(&folder.join(format!("{name}.key")))?;
-        let authority = |source| PkiError::Authority { path: path.clone(), source };
-        let pair = KeyPair::from_pem(&key).map_err(authority)?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, pair).map_err(authority)?;
-        Ok(Self { certificate, key, issuer })
+        Self::from_pem(&certificate, &key)
+            .map_err(|source| PkiError::Authority { path, source: Box::new(source) })
     }
 
     /// Its certificate, PEM: what those trust who trust it.
@@ -156,12 +191,17 @@ impl Authority {
         &self.certificate
     }
 
+    /// Its certificate and key, to be kept.
+    pub fn identity(&self) -> Identity {
+        Identity { certificate: self.certificate.clone(), key: self.key.clone() }
+    }
+
     /// Writes `<name>.crt` and `<name>.key` into `folder`.
     ///
     /// # Errors
     /// [`PkiError::File`] names the file that could not be written.
     pub fn write(&self, folder: &Path, name: &str) -> Result<IdentityFiles, PkiError> {
-        Identity { certificate: self.certificate.clone(), key: self.key.clone() }.write(folder, name)
+        self.identity().write(folder, name)
     }
 
     /// A gateway's certificate: valid for Cilium's names of it, `clustermesh-apiserver.<namespace>.svc`, loopback,
@@ -175,14 +215,7 @@ impl Authority {
         extra: &[String],
         validity: Duration,
     ) -> Result<Identity, PkiError> {
-        let mut names = vec![
-            GATEWAY_NAME.to_owned(),
-            "*.mesh.cilium.io".to_owned(),
-            format!("clustermesh-apiserver.{namespace}.svc"),
-            "127.0.0.1".to_owned(),
-            "::1".to_owned(),
-        ];
-        names.extend_from_slice(extra);
+        let names = gateway_names(namespace, extra);
         self.server(GATEWAY_NAME, &names, validity)
     }
 
@@ -232,10 +265,24 @@ impl Authority {
         let issue = |source| PkiError::Issue { name: name.to_owned(), source };
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.use_authority_key_identifier_extension = true;
+        params.not_after = params.not_after.min(self.until.into());
         let key = KeyPair::generate().map_err(issue)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(issue)?.pem();
         Ok(Identity { certificate, key: key.serialize_pem() })
     }
+}
+
+/// The names that a gateway's certificate is valid for.
+pub fn gateway_names(namespace: &str, extra: &[String]) -> Vec<String> {
+    let mut names = vec![
+        GATEWAY_NAME.to_owned(),
+        "*.mesh.cilium.io".to_owned(),
+        format!("clustermesh-apiserver.{namespace}.svc"),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
+    names.extend_from_slice(extra);
+    names
 }
 
 fn params(name: &str, validity: Duration) -> CertificateParams {
@@ -243,7 +290,8 @@ fn params(name: &str, validity: Duration) -> CertificateParams {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
     let now = std::time::SystemTime::now();
-    params.not_before = (now - CLOCK_SKEW).into();
+    // A short life, as tests have, is not mostly past.
+    params.not_before = (now - CLOCK_SKEW.min(validity / 10)).into();
     params.not_after = (now + validity).into();
     params
 }

@@ -1,0 +1,102 @@
+//! Clusters with an authority of their own each, joined by Secrets, by the real program.
+
+use std::collections::BTreeMap;
+
+use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY};
+use isthmus_crds::names::{ADMIN_CERT_SECRET, CA_SECRET, CLUSTER_INFO};
+use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
+use isthmus_crds::{CaBundle, ClusterInfo};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::fixture::{Cluster, Daemon, Mesh, Mounted, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_is_believed_about_its_own_cluster_alone_and_no_longer_than_it_is_connected() {
+    let mesh = Mesh::new();
+    let (alpha, beta) = tokio::join!(Cluster::start("alpha", 1), Cluster::start("beta", 2));
+    beta.global_service("app", "echo", &["10.2.0.7"]).await;
+    let alpha_daemon = Daemon::replica(&mesh, &alpha, "a0", &["--peer-drain-grace", "1s"]).await;
+    let beta_daemon = Daemon::replica(&mesh, &beta, "b0", &[]).await;
+    alpha_daemon.ready_within_deadline().await;
+    beta_daemon.ready_within_deadline().await;
+    connect(&alpha, &beta, &beta_daemon).await;
+    connect(&beta, &alpha, &alpha_daemon).await;
+
+    let admin = until("a person's certificate is there", async || {
+        match alpha.entry(ADMIN_CERT_SECRET, "ca.crt").await {
+            Some(_) => Ok(alpha.mounted(&mesh, ADMIN_CERT_SECRET).await),
+            None => Err(alpha_daemon.log()),
+        }
+    })
+    .await;
+    let mirrored = "cilium/cache/services/v1/beta/app/echo";
+    until("beta's service is mirrored in alpha", async || match alpha_daemon.read(&admin, mirrored) {
+        Ok(value) if value.contains("10.2.0.7") => Ok(()),
+        other => Err(format!("{other:?}\n{}\n--\n{}", alpha_daemon.log(), beta_daemon.log())),
+    })
+    .await;
+
+    // Whatever beta's authority signs, alpha's gateway takes it for beta or for nobody.
+    let (certificate, key) =
+        (beta.entry(CA_SECRET, "tls.crt").await.unwrap(), beta.entry(CA_SECRET, "tls.key").await.unwrap());
+    let authority = Authority::from_pem(&certificate, &key).unwrap();
+    let minted = |client: Client<'_>| {
+        let identity = authority.client(client, DEFAULT_VALIDITY).unwrap();
+        let identity = identity.write(mesh.path(), &format!("minted-{}", client.common_name())).unwrap();
+        Mounted { identity, ca: admin.ca.clone() }
+    };
+    let heartbeat = "cilium/.heartbeat";
+    for client in [Client::Remote("beta"), Client::AnyRemote] {
+        alpha_daemon.read(&minted(client), heartbeat).unwrap_or_else(|error| panic!("{client:?}: {error}"));
+    }
+    for client in [
+        Client::Agent("alpha"),
+        Client::Local("alpha"),
+        Client::Admin("alpha"),
+        Client::Remote("gamma"),
+        Client::Admin("beta"),
+    ] {
+        let refused = alpha_daemon.read(&minted(client), heartbeat);
+        assert!(refused.is_err(), "{client:?} reads {refused:?}");
+    }
+
+    // Disconnected, it is not believed about itself either, and what it shared goes.
+    let change = Patch::Merge(json!({ "metadata": { "annotations": { CONNECT_ANNOTATION: "false" } } }));
+    alpha.own::<Secret>().patch("peer-beta", &PatchParams::default(), &change).await.unwrap();
+    until("beta is let in no more", async || {
+        match alpha_daemon.read(&minted(Client::Remote("beta")), heartbeat) {
+            Err(_) => Ok(()),
+            Ok(_) => Err(alpha_daemon.log()),
+        }
+    })
+    .await;
+    until("what it shared is gone", async || match alpha_daemon.read(&admin, mirrored) {
+        Ok(value) if value.is_empty() => Ok(()),
+        other => Err(format!("{other:?}\n{}", alpha_daemon.log())),
+    })
+    .await;
+    alpha_daemon.terminate().await;
+    beta_daemon.terminate().await;
+}
+
+/// Makes `peer` known to `cluster`: its authorities as it publishes them, and where its gateway is.
+async fn connect(cluster: &Cluster, peer: &Cluster, gateway: &Daemon) {
+    let info = until("the peer publishes what others must know", async || {
+        let map = peer.own::<ConfigMap>().get_opt(CLUSTER_INFO).await.unwrap().ok_or("absent")?;
+        ClusterInfo::parse(&map).map_err(|error| error.to_string())
+    })
+    .await;
+    let secret = PeerSecret {
+        cluster: info.cluster,
+        endpoints: vec![format!("https://{}", gateway.gateway).parse().unwrap()],
+        ca: CaBundle::parse(info.ca.as_str()).unwrap(),
+        server_name: Some(info.server_name),
+        addresses: BTreeMap::new(),
+        identity: None,
+        connect: true,
+    };
+    let secret = secret.to_secret(crate::fixture::NAMESPACE);
+    cluster.own::<Secret>().create(&PostParams::default(), &secret).await.unwrap();
+}

@@ -1,0 +1,165 @@
+//! Several replicas of the real program: one leads, all serve, and the next takes over.
+
+use isthmus_crds::names::{ADMIN_CERT_SECRET, LEASE, SERVER_CERT_SECRET};
+use k8s_openapi::api::coordination::v1::Lease;
+
+use crate::fixture::{Cluster, Daemon, Etcd, Mesh, Mounted, until};
+
+const LEASE_FLAGS: [&str; 2] = ["--leader-elect-lease-duration", "3s"];
+const SERVICE: &str = "cilium/state/services/v1/alpha/app/";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_replica_serves_a_store_of_its_own_and_one_leads_until_it_dies_or_stands_still() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    alpha.global_service("app", "echo", &["10.1.0.7"]).await;
+    let mut replicas = start(&mesh, &alpha, &[]).await;
+    let leader = leader_of(&replicas).await;
+    assert_eq!(holder(&alpha).await, replicas[leader].name());
+    let admin = alpha.mounted(&mesh, ADMIN_CERT_SECRET).await;
+    let mut stores = Vec::new();
+    for replica in &replicas {
+        assert!(!read(replica, &admin, "echo").is_empty(), "{} serves", replica.name());
+        stores.push(replica.status().await.store.store_id);
+    }
+    stores.dedup();
+    assert_eq!(stores.len(), 3, "three stores, told apart by their ids");
+
+    // One that stands still finds itself replaced, and does not disturb who leads now.
+    let paused = replicas.swap_remove(leader);
+    paused.pause(true);
+    let next = leader_of(&replicas).await;
+    let name = replicas[next].name();
+    paused.pause(false);
+    until("it knows who leads", async || {
+        let status = paused.status().await;
+        match (status.leading, status.leader.as_deref()) {
+            (false, Some(leader)) if leader == name => Ok(()),
+            other => Err(format!("{other:?}\n{}", paused.log())),
+        }
+    })
+    .await;
+    assert_eq!(holder(&alpha).await, name);
+    paused.ready_within_deadline().await;
+
+    // One that ends in order hands over without a wait.
+    let dies = replicas.swap_remove(next);
+    replicas.push(paused);
+    dies.kill().await;
+    let next = leader_of(&replicas).await;
+    let last = replicas.swap_remove(1 - next);
+    let ends = replicas.pop().unwrap();
+    ends.terminate().await;
+    leader_of(std::slice::from_ref(&last)).await;
+    assert!(!read(&last, &admin, "echo").is_empty());
+    last.terminate().await;
+    assert_eq!(holder(&alpha).await, "", "released");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_meanwhile() {
+    let mesh = Mesh::new();
+    let etcd = Etcd::start().await;
+    let alpha = Cluster::start("alpha", 1).await;
+    alpha.global_service("app", "old", &["10.1.0.7"]).await;
+    let config = etcd.client_config(&mesh);
+    let mut replicas = start(&mesh, &alpha, &["--store", "etcd", "--etcd-config", &config]).await;
+    let leader = leader_of(&replicas).await;
+    let admin = alpha.mounted(&mesh, ADMIN_CERT_SECRET).await;
+    let store = replicas[0].status().await.store.store_id;
+    for replica in &replicas {
+        until("everybody serves what the leader exports", async || match read(replica, &admin, "old") {
+            value if value.is_empty() => Err(replica.log()),
+            _ => Ok(()),
+        })
+        .await;
+        assert_eq!(replica.status().await.store.store_id, store, "the same store to its readers");
+    }
+
+    replicas.swap_remove(leader).kill().await;
+    alpha.delete_service("app", "old").await;
+    alpha.global_service("app", "new", &["10.1.0.9"]).await;
+    // Nobody leads for a moment: what there was is served all the same.
+    for replica in &replicas {
+        assert!(!read(replica, &admin, "old").is_empty() || leads(replica).await, "{}", replica.log());
+        assert_eq!(replica.http(replica.health, "/readyz").await.0, 200);
+    }
+    let next = leader_of(&replicas).await;
+    for replica in &replicas {
+        until("the change is exported by who leads now", async || {
+            let (old, new) = (read(replica, &admin, "old"), read(replica, &admin, "new"));
+            if old.is_empty() && !new.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{old} {new}\n{}", replica.log()))
+            }
+        })
+        .await;
+    }
+
+    // One that loses the lead while it lives stands by: it follows, and writes nothing any more.
+    let paused = replicas.swap_remove(next);
+    paused.pause(true);
+    leader_of(&replicas).await;
+    paused.pause(false);
+    alpha.global_service("app", "newer", &["10.1.0.11"]).await;
+    until("it stands by, serves what the other exports, and is ready", async || {
+        let (status, newer) = (paused.status().await, read(&paused, &admin, "newer"));
+        if !status.leading && status.ready && !newer.is_empty() {
+            return Ok(());
+        }
+        Err(format!("leading {}, ready {}\n{}", status.leading, status.ready, paused.log()))
+    })
+    .await;
+    assert!(
+        paused
+            .metrics()
+            .await
+            .contains("leader_election_master_status{name=\"isthmus-clustermesh-apiserver\"} 0")
+    );
+    assert!(alpha.entry(SERVER_CERT_SECRET, "tls.crt").await.is_some());
+    paused.terminate().await;
+    replicas.pop().unwrap().terminate().await;
+}
+
+async fn start(mesh: &Mesh, cluster: &Cluster, more: &[&str]) -> Vec<Daemon> {
+    let flags = [&LEASE_FLAGS, more].concat();
+    let mut replicas = Vec::new();
+    for name in ["r0", "r1", "r2"] {
+        replicas.push(Daemon::replica(mesh, cluster, name, &flags).await);
+    }
+    for replica in &replicas {
+        replica.ready_within_deadline().await;
+    }
+    replicas
+}
+
+/// Waits until one of them leads, and no other.
+async fn leader_of(replicas: &[Daemon]) -> usize {
+    until("one leads", async || {
+        let mut leaders = Vec::new();
+        for (number, replica) in replicas.iter().enumerate() {
+            if leads(replica).await {
+                leaders.push(number);
+            }
+        }
+        match leaders[..] {
+            [leader] => Ok(leader),
+            _ => Err(replicas.iter().map(Daemon::log).collect::<Vec<_>>().join("\n--\n")),
+        }
+    })
+    .await
+}
+
+async fn leads(replica: &Daemon) -> bool {
+    replica.status().await.leading
+}
+
+async fn holder(cluster: &Cluster) -> String {
+    let lease = cluster.own::<Lease>().get(LEASE).await.unwrap();
+    lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default()
+}
+
+fn read(replica: &Daemon, admin: &Mounted, service: &str) -> String {
+    replica.read(admin, &format!("{SERVICE}{service}")).unwrap()
+}
