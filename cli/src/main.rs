@@ -19,6 +19,7 @@ mod monitor;
 mod output;
 mod rotate_key;
 mod status;
+mod troubleshoot;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,8 @@ enum Command {
     RotateKey(rotate_key::RotateKeyArgs),
     /// How the mesh is doing: per cluster and per node
     Status(status::StatusArgs),
+    /// Why clusters are not connected, step by step, and what to run next
+    Troubleshoot(Box<troubleshoot::TroubleshootArgs>),
     /// Verdicts of policies on packets, as they are made
     Monitor(Box<monitor::MonitorArgs>),
     /// Which policy decides about a packet, and why, without sending one
@@ -113,6 +116,7 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::RotateCa(args) => mesh::rotate_ca::run(*args).await?,
         Command::RotateKey(args) => rotate_key::run(args).await?,
         Command::Status(args) => status::run(args).await?,
+        Command::Troubleshoot(args) => troubleshoot::run(*args).await?,
         Command::Monitor(args) => monitor::run(*args).await?,
         Command::Explain(args) => explain::run(args).await?,
         Command::Completion { shell } => complete(shell),

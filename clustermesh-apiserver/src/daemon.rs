@@ -33,7 +33,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::routing::get;
-use isthmus_crds::names::LEASE;
+use isthmus_crds::names::{DEFAULT_NAMESPACE, LEASE};
 use isthmus_daemon::Endpoints;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::gateway::{Gateway, GatewayOptions, Grants};
@@ -50,6 +50,7 @@ use crate::cluster_info::Publisher;
 use crate::election::{Election, Leadership};
 use crate::exporter::ExporterMetrics;
 use crate::relay::{self, SecretSource, Sources, SourcesConfig};
+use crate::troubleshoot;
 
 /// Runs until `shutdown`.
 ///
@@ -259,6 +260,10 @@ async fn open_endpoints(
         let view = Arc::clone(view);
         Router::new().route("/v1/status", get(move || std::future::ready(Json(view.status()))))
     };
+    let namespace = config.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let (seen, peers_dir) = (Arc::clone(view), config.peers_dir.clone());
+    let status =
+        status.merge(troubleshoot::of_daemon(config.own(), namespace, peers_dir, move || seen.relay()));
     let readiness = {
         let (view, shutdown) = (Arc::clone(view), shutdown.clone());
         move || view.readiness(&shutdown)

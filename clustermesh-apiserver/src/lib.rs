@@ -11,3 +11,4 @@ pub mod peering;
 pub mod pki;
 pub mod relay;
 pub mod status;
+pub mod troubleshoot;

@@ -30,7 +30,7 @@ pub struct Certificate {
 
 impl Certificate {
     /// Reads it, none if it is no certificate.
-    pub(crate) fn parse(der: &CertificateDer<'_>) -> Option<Self> {
+    pub fn parse(der: &CertificateDer<'_>) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let time = |time: x509_parser::time::ASN1Time| DateTime::from_timestamp(time.timestamp(), 0);
         let names = certificate.subject_alternative_name().ok().flatten();

@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{RawQuery, State};
+use axum::extract::{Query, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use futures::future::BoxFuture;
 use isthmus_bpf_abi::ServiceKey;
+use serde::Deserialize;
 use tokio::sync::{broadcast, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 
 use crate::desired::service::{self, protocol};
+use crate::encryption::Prober;
 use crate::events::{Filter, Hub};
 use crate::explain::{self, Asked, Known};
 use crate::pods::PodsStatus;
@@ -36,12 +38,15 @@ pub struct Api {
     pub verdicts: Hub,
     /// How the pods of the node are.
     pub pods: watch::Receiver<PodsStatus>,
+    /// Asks which nodes can be reached.
+    pub prober: Prober,
 }
 
-/// The routes: `/v1/status`, `/v1/services`, `/v1/ipcache`, `/v1/policy`, `/v1/applied`, `/v1/events`, `/v1/explain`.
+/// The routes: those of [`of_whole_node`], `/v1/services`, `/v1/ipcache`, `/v1/policy`, `/v1/applied`, `/v1/events`,
+/// `/v1/explain`.
 pub fn router(api: Api) -> Router {
+    let whole = of_whole_node(api.clone());
     Router::new()
-        .route("/v1/status", get(status))
         .route("/v1/services", get(services))
         .route("/v1/ipcache", get(ipcache))
         .route("/v1/policy", get(policy))
@@ -49,10 +54,31 @@ pub fn router(api: Api) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/explain", get(explain))
         .with_state(api)
+        .merge(whole)
+}
+
+/// What is said about the node and no pod of it: `/v1/status` and `/v1/probe`.
+pub fn of_whole_node(api: Api) -> Router {
+    Router::new().route("/v1/status", get(status)).route("/v1/probe", get(probe)).with_state(api)
 }
 
 async fn status(State(api): State<Api>) -> Response {
     or_leaving((api.status)().await)
+}
+
+/// Which nodes to ask.
+#[derive(Deserialize)]
+struct Probed {
+    /// Those of this cluster; all if none is named.
+    cluster: Option<String>,
+}
+
+/// Asks the devices of other nodes to answer this node's.
+async fn probe(State(api): State<Api>, Query(probed): Query<Probed>) -> Response {
+    match api.prober.ask(probed.cluster).await {
+        Ok(report) => Json(report).into_response(),
+        Err(busy) => (StatusCode::TOO_MANY_REQUESTS, format!("{busy}\n")).into_response(),
+    }
 }
 
 async fn services(State(api): State<Api>) -> Response {

@@ -24,7 +24,7 @@ use crate::api::{self, Api};
 use crate::datapath::routing::{self, RoutingError};
 use crate::datapath::{Datapath, DatapathConfig, DatapathError, MapSizes};
 use crate::encryption::key_file::KeyFileError;
-use crate::encryption::{self as wireguard};
+use crate::encryption::{self as wireguard, Prober};
 use crate::events::{self, Hub};
 use crate::mesh::Own;
 use crate::metrics::Metrics;
@@ -225,7 +225,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     });
     let mut endpoints = Endpoints::new(shutdown.clone());
     let verdicts = Hub::new(&format!("{}/{}", config.own.name, config.node), shutdown.clone());
-    let api = (looks.clone(), applied, verdicts.clone());
+    let api = (looks.clone(), applied, verdicts.clone(), encryption.prober.clone());
     serve(&mut endpoints, &config, &reporter, probe, api, &metrics).await?;
     let refused_in = looks.clone();
     let told =
@@ -349,13 +349,11 @@ async fn serve(
     config: &Config,
     reporter: &Arc<Reporter>,
     probe: Probe,
-    (looks, applied, verdicts): (Looks, broadcast::Sender<crate::status::Applied>, Hub),
+    (looks, applied, verdicts, prober): (Looks, broadcast::Sender<crate::status::Applied>, Hub, Prober),
     metrics: &Metrics,
 ) -> Result<(), DaemonError> {
     let ready = reporter.readiness();
     let readiness = move || ready.borrow().clone();
-    endpoints.health(config.health, readiness, axum::Router::new()).await?;
-    endpoints.metrics(config.metrics, metrics.registry()).await?;
     let (reporter, pods) = (reporter.clone(), reporter.pods.clone());
     let status = Arc::new(move || {
         let (reporter, probe) = (reporter.clone(), probe.clone());
@@ -366,7 +364,11 @@ async fn serve(
         };
         Box::pin(status) as futures::future::BoxFuture<'static, _>
     });
-    endpoints.api(&config.api_socket, api::router(Api { status, looks, applied, verdicts, pods }))?;
+    let api = Api { status, looks, applied, verdicts, pods, prober };
+    // Also where a port can be forwarded to, which a socket in the pod cannot.
+    endpoints.health(config.health, readiness, api::of_whole_node(api.clone())).await?;
+    endpoints.metrics(config.metrics, metrics.registry()).await?;
+    endpoints.api(&config.api_socket, api::router(api))?;
     Ok(())
 }
 

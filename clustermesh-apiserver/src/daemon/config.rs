@@ -12,7 +12,7 @@ use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 use crate::certificates::{self, Issuer};
 use crate::election;
 use crate::exporter::{ExporterError, Source};
-use crate::relay;
+use crate::relay::{self, OwnCluster};
 
 /// What the daemon is to do.
 #[derive(Clone, Debug)]
@@ -51,6 +51,13 @@ pub struct DaemonConfig {
     pub metrics_address: LoopbackAddr,
     /// The API socket, if there is to be one.
     pub api_socket: Option<PathBuf>,
+}
+
+impl DaemonConfig {
+    /// The own cluster, as far as peers must fit it.
+    pub(super) fn own(&self) -> OwnCluster {
+        OwnCluster { name: self.cluster.clone(), id: self.cluster_id, mesh: self.max_connected_clusters }
+    }
 }
 
 /// Where the gateway's certificates are.

@@ -14,7 +14,7 @@ use super::view::Writing;
 use super::{DaemonConfig, DaemonError, Shared};
 use crate::exporter::{Exporter, ExporterConfig, ExporterError};
 use crate::peering;
-use crate::relay::{OwnCluster, Relay, RelayConfig, Sources};
+use crate::relay::{Relay, RelayConfig, Sources};
 
 /// How long a shutdown waits for what was written to reach etcd.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,15 +51,7 @@ impl Parts {
         writer.put(Key::HasClusterConfig.to_bytes(), "true");
         let exporter = exporter.led_by(shared.leadership.clone());
         let exporting = tokio::spawn(exporter.run(stop.clone()));
-        let relay = RelayConfig {
-            own: OwnCluster {
-                name: config.cluster.clone(),
-                id: config.cluster_id,
-                mesh: config.max_connected_clusters,
-            },
-            sources: sources.clone(),
-            timing: config.timing,
-        };
+        let relay = RelayConfig { own: config.own(), sources: sources.clone(), timing: config.timing };
         let metrics = Arc::clone(&shared.relay_metrics);
         let (relay, relaying) = Relay::spawn(relay, writer.clone(), metrics, stop.clone());
         let telling = config.namespace.is_some().then(|| {

@@ -111,6 +111,11 @@ impl View {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The relay, while this replica runs one.
+    pub(super) fn relay(&self) -> Option<Relay> {
+        self.writing().map(|writing| writing.relay.clone())
+    }
+
     /// What this replica is among the others; none before that is under way.
     pub(super) fn role(&self) -> Option<Role> {
         self.standing.get().map(|standing| standing.leadership.role())

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::writer::Writer;
 use isthmus_wire::{ClusterName, Key};
 use tokio::sync::{Notify, watch};
@@ -116,6 +117,20 @@ impl Relay {
     /// Waits until something about a peer or a configuration has changed since this was called last. For one caller.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// What says how each peer is reached, and what it says; or why that cannot be used.
+    pub(crate) fn configurations(&self) -> Vec<(ClusterName, Origin, Result<ClientConfig, String>)> {
+        let peers = self.peers.borrow();
+        let usable = peers
+            .configured
+            .iter()
+            .map(|(name, peer)| (name.clone(), peer.origin.clone(), Ok(peer.client.clone())));
+        let refused = peers.refused.iter().filter_map(|(origin, refused)| {
+            let name = refused.cluster.clone().filter(|name| !peers.configured.contains_key(name))?;
+            Some((name, origin.clone(), Err(refused.reason.clone())))
+        });
+        usable.chain(refused).collect()
     }
 
     /// Files in the directory that are not used, and why; the directory itself, if it cannot be read.

@@ -12,13 +12,15 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Config, DaemonError};
 use crate::datapath::{Datapath, EncryptionMode, routing};
 use crate::encryption::publication::{self, OwnNode, Wanted};
-use crate::encryption::{EncryptionStatus, KeyFiles, SharedPeers, Task};
+use crate::encryption::{EncryptionStatus, KeyFiles, Prober, SharedPeers, Task};
 
 /// What runs, for as long as this is kept.
 pub(super) struct Encryption {
     /// To be kept up to date by the reconciler.
     pub(super) peers: Option<Arc<SharedPeers>>,
     pub(super) status: watch::Receiver<EncryptionStatus>,
+    /// Asks which nodes can be reached.
+    pub(super) prober: Prober,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -53,7 +55,8 @@ pub(super) async fn start(
             }));
         }
         let (_, status) = watch::channel(EncryptionStatus::default());
-        return Ok(Encryption { peers: None, status, _tasks: tasks });
+        let prober = Prober::off(config.own.name.as_str(), &config.node, status.clone());
+        return Ok(Encryption { peers: None, status, prober, _tasks: tasks });
     };
     if datapath.encryption()? == EncryptionMode::Off {
         // Until the device has been found, what must be encrypted is not sent at all.
@@ -75,11 +78,13 @@ pub(super) async fn start(
         ..EncryptionStatus::default()
     };
     let (status, status_of) = watch::channel(waiting);
-    let task = Task::prepare(settings.clone(), files, datapath.clone(), node, wanted, status).await?;
+    let (prober, questions) = Prober::new(config.own.name.as_str(), &config.node, status_of.clone());
+    let task =
+        Task::prepare(settings.clone(), files, datapath.clone(), node, wanted, status, questions).await?;
     let peers = task.peers();
     tasks.push(spawn(publication));
     tasks.push(spawn(task.run(shutdown.clone())));
-    Ok(Encryption { peers: Some(peers), status: status_of, _tasks: tasks })
+    Ok(Encryption { peers: Some(peers), status: status_of, prober, _tasks: tasks })
 }
 
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {

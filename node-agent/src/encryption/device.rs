@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use isthmus_wireguard::config::{AllowedIp, DeviceState, PeerUpdate, PublicKey};
@@ -39,7 +39,7 @@ pub struct Device {
     nodes: HashMap<NodeId, Assigned>,
     users: HashMap<PublicKey, NodeId>,
     departing: BTreeMap<PublicKey, Moment>,
-    greeted: BTreeMap<PublicKey, Moment>,
+    greeted: BTreeMap<PublicKey, Greeting>,
     /// Everything has been compared since the mesh was read: nothing of an earlier run is left.
     settled: bool,
 }
@@ -49,6 +49,14 @@ struct Known {
     told: Option<SocketAddr>,
     allowed: BTreeSet<IpNet>,
     successor_of: Option<PublicKey>,
+}
+
+/// A peer is sent handshakes although there is nothing to send.
+#[derive(Clone, Copy, Debug)]
+struct Greeting {
+    until: Moment,
+    /// Ends with a handshake later than this one.
+    after: Option<SystemTime>,
 }
 
 /// Which peer a node is.
@@ -147,17 +155,13 @@ impl Device {
         if self.is_calm() {
             return updates;
         }
-        let handshakes: BTreeSet<PublicKey> = state
-            .peers
-            .iter()
-            .filter(|peer| peer.last_handshake.is_some())
-            .map(|peer| peer.public_key)
-            .collect();
+        let handshakes: HashMap<PublicKey, SystemTime> =
+            state.peers.iter().filter_map(|peer| Some((peer.public_key, peer.last_handshake?))).collect();
         let ready: Vec<NodeId> = self
             .nodes
             .iter()
             .filter(|(_, assigned)| match assigned {
-                Assigned::Succession { new, until, .. } => handshakes.contains(new) || at.now >= *until,
+                Assigned::Succession { new, until, .. } => handshakes.contains_key(new) || at.now >= *until,
                 Assigned::One(_) => false,
             })
             .map(|(id, _)| id.clone())
@@ -173,9 +177,11 @@ impl Device {
                 self.there(&id, &peer, peers, at, &mut updates);
             }
         }
-        let over = |key: &PublicKey, until: &Moment| handshakes.contains(key) || at.now >= *until;
+        let over = |key: &PublicKey, greeting: &Greeting| {
+            handshakes.get(key).copied() > greeting.after || at.now >= greeting.until
+        };
         let greeted: Vec<_> =
-            self.greeted.iter().filter(|(key, until)| over(key, until)).map(|(key, _)| *key).collect();
+            self.greeted.iter().filter(|(key, greeting)| over(key, greeting)).map(|(key, _)| *key).collect();
         for key in greeted {
             self.greeted.remove(&key);
             updates.push(PeerUpdate {
@@ -191,6 +197,25 @@ impl Device {
             if !self.users.contains_key(&key) {
                 self.remove(key, &mut updates);
             }
+        }
+        updates
+    }
+
+    /// Updates that make the device begin a handshake with these peers, who were last heard of at that time, until they
+    /// answer or it is `until`.
+    pub fn greet(
+        &mut self,
+        peers: impl IntoIterator<Item = (PublicKey, Option<SystemTime>)>,
+        until: Moment,
+    ) -> Vec<PeerUpdate> {
+        let mut updates = Vec::new();
+        for (key, after) in peers {
+            self.greeted.insert(key, Greeting { until, after });
+            updates.push(PeerUpdate {
+                persistent_keepalive: Some(GREETING_KEEPALIVE),
+                update_only: true,
+                ..PeerUpdate::new(key)
+            });
         }
         updates
     }
@@ -323,7 +348,7 @@ impl Device {
         // Packets that the other side is about to send find a session instead of waiting for one.
         let greet = at.published && (is_new || succeeds.is_some());
         if greet {
-            self.greeted.insert(key, Moment(at.now.0 + GREETING));
+            self.greeted.insert(key, Greeting { until: Moment(at.now.0 + GREETING), after: None });
         }
         updates.push(PeerUpdate {
             endpoint: Some(endpoint),

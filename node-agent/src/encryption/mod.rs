@@ -10,6 +10,7 @@ pub mod key_file;
 pub mod metrics;
 pub mod peers;
 pub mod publication;
+pub mod reach;
 pub mod rotation;
 pub mod shared;
 pub mod status;
@@ -17,6 +18,7 @@ pub mod task;
 pub mod underlay;
 
 pub use self::key_file::KeyFiles;
+pub use self::reach::{Prober, ReachReport};
 pub use self::shared::SharedPeers;
 pub use self::status::EncryptionStatus;
 pub use self::task::{Settings, Task};

@@ -217,6 +217,12 @@ impl Peers {
         std::mem::take(&mut self.dirty)
     }
 
+    /// The other nodes that publish no key, with their clusters' names. Grows with the mesh's nodes.
+    pub fn keyless(&self) -> impl Iterator<Item = (&NodeId, &Arc<str>)> {
+        let keyless = |node: &Node| !node.own && node.key == WireguardKey::None;
+        self.nodes.iter().filter(move |(_, node)| keyless(node)).map(|(id, node)| (id, &node.cluster))
+    }
+
     /// Keys that have been refused since this was last asked.
     pub fn take_news(&mut self) -> Vec<RefusedKey> {
         std::mem::take(&mut self.news)

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 use isthmus_wireguard::config::{Change, DeviceState, DeviceUpdate, PeerUpdate, PrivateKey};
 use isthmus_wireguard::control::{Backend, Control, ControlError, Link, Location};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::device::{Circumstances, Device, address_of};
 use super::key_file::{KeyFileError, KeyFiles, NodeKey};
 use super::publication::{OwnNode, RotationReport, RotationState, Wanted};
+use super::reach::{Pending, Question};
 use super::rotation::{Rotation, Sessions};
 use super::shared::SharedPeers;
 use super::status::{EncryptionStatus, PeerStatus, RefusedKeyStatus};
@@ -98,6 +99,8 @@ pub struct Task {
     node: watch::Receiver<OwnNode>,
     wanted: watch::Sender<Wanted>,
     status: watch::Sender<EncryptionStatus>,
+    questions: mpsc::Receiver<Question>,
+    pending: Option<Pending>,
     start: Instant,
 }
 
@@ -120,6 +123,7 @@ impl Task {
         node: watch::Receiver<OwnNode>,
         wanted: watch::Sender<Wanted>,
         status: watch::Sender<EncryptionStatus>,
+        questions: mpsc::Receiver<Question>,
     ) -> Result<Self, KeyFileError> {
         let current = files.current_or_new()?;
         let rotation = Rotation::resume(files.next()?);
@@ -136,6 +140,8 @@ impl Task {
             node,
             wanted,
             status,
+            questions,
+            pending: None,
             start: Instant::now(),
         };
         task.tell_own_keys();
@@ -165,6 +171,8 @@ impl Task {
                 tracing::warn!("traffic between nodes cannot be encrypted: {problem}");
             }
             last.clone_from(&problem);
+            // Who asked is told so.
+            self.pending = None;
             self.status.send_modify(|status| {
                 status.ready = false;
                 status.problem = Some(problem);
@@ -210,6 +218,9 @@ impl Task {
             tokio::select! {
                 () = self.peers.changed() => self.apply_changes(&session).await?,
                 Ok(()) = self.node.changed() => self.node_changed(&session).await?,
+                Some(question) = self.questions.recv(), if self.pending.is_none() => {
+                    self.ask(&session, question).await?;
+                }
                 _ = look.tick() => {
                     looks = looks.wrapping_add(1);
                     self.look(&session, looks).await?;
@@ -415,7 +426,9 @@ impl Task {
             self.without_device(&session.control).await?;
             return Err(EncryptionError::Exchanged(session.control.interface().to_owned()));
         }
-        let calm = self.rotation == Rotation::Idle && self.device.as_ref().is_none_or(Device::is_calm);
+        let calm = self.rotation == Rotation::Idle
+            && self.pending.is_none()
+            && self.device.as_ref().is_none_or(Device::is_calm);
         let large = self.device.as_ref().is_some_and(|device| device.peers() > LARGE);
         let for_status = looks.is_multiple_of(if large { STATUS_LOOKS_LARGE } else { STATUS_LOOKS });
         let for_comparison = looks.is_multiple_of(COMPARE_LOOKS);
@@ -443,6 +456,9 @@ impl Task {
             };
             apply(&session.control, updates).await?;
         }
+        if let Some(pending) = self.pending.take() {
+            self.pending = pending.proceed(&state, self.now());
+        }
         if let Rotation::Switching { next, .. } = self.rotation.clone() {
             self.report_rotation(&state);
             if self.rotation.is_complete(&self.sessions(&state), self.now()) {
@@ -455,6 +471,20 @@ impl Task {
         if for_status {
             self.make_status(session, &state).await;
         }
+        Ok(())
+    }
+
+    /// Begins to ask which nodes can be reached.
+    async fn ask(&mut self, session: &Session, question: Question) -> Result<(), EncryptionError> {
+        let state = session.control.state().await?;
+        let Some(device) = &mut self.device else { return Ok(()) };
+        let (pending, updates) = {
+            let peers = self.peers.lock();
+            let at = circumstances(self.start, &self.node, self.rotation.advertised(&self.current.key));
+            Pending::begin(question, &state, device, &peers, at)
+        };
+        apply(&session.control, updates).await?;
+        self.pending = pending.proceed(&state, self.now());
         Ok(())
     }
 

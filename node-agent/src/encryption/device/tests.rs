@@ -308,3 +308,50 @@ fn nobody_is_greeted_before_the_own_key_is_known_to_others() {
     let updates = node.device.changed(&dirty, &node.peers, quiet);
     assert!(updates.iter().all(|update| update.persistent_keepalive.is_none()), "{updates:?}");
 }
+
+#[tokio::test]
+async fn who_asks_whom_this_node_reaches_has_those_without_a_session_greeted_and_no_others() {
+    use crate::encryption::reach::{Pending, Prober, Reach};
+    let (status, seen) = tokio::sync::watch::channel(crate::encryption::EncryptionStatus::default());
+    status.send_modify(|status| status.ready = true);
+    let (prober, mut questions) = Prober::new("alpha", "a0", seen);
+    let mut node = Node::new(false);
+    two(&mut node);
+    node.node("d", "172.18.1.4", "10.1.3.0/24", Some(3));
+    node.node("e", "172.18.1.5", "10.1.4.0/24", None);
+    node.settle();
+    node.later(GREETING);
+    // b has a session; c had one long ago; d never had one.
+    node.handshake(1);
+    let long_ago = SystemTime::now() - Duration::from_secs(600);
+    node.real.peers.iter_mut().find(|peer| peer.public_key == public(2)).expect("c").last_handshake =
+        Some(long_ago);
+
+    let asked = tokio::spawn({
+        let prober = prober.clone();
+        async move { prober.ask(None).await }
+    });
+    let question = questions.recv().await.expect("asked");
+    prober.ask(None).await.expect_err("one at a time");
+    let state = node.real.clone();
+    let at = node.at();
+    let (pending, updates) = Pending::begin(question, &state, &mut node.device, &node.peers, at);
+    node.apply(updates);
+    let greeted = |node: &Node, key| node.real.peer(&public(key)).expect("a peer").persistent_keepalive;
+    let all = |node: &Node| [1, 2, 3].map(|key| greeted(node, key).is_some());
+    assert_eq!(all(&node), [false, true, true]);
+
+    node.handshake(2);
+    node.later(Duration::from_secs(1));
+    assert_eq!(all(&node), [false, false, true], "c has answered");
+    let pending = pending.proceed(&node.real, node.now).expect("d is waited for");
+    node.later(Duration::from_secs(6));
+    assert_eq!(all(&node), [false, false, false], "everything is as it was");
+    assert!(pending.proceed(&node.real, node.now).is_none());
+    let report = asked.await.expect("no panic").expect("an answer");
+    let reach: Vec<_> = report.nodes.iter().map(|node| (node.node.as_str(), node.reach)).collect();
+    let expected =
+        [("b", Reach::Session), ("c", Reach::Answered), ("d", Reach::Silent), ("e", Reach::KeyMissing)];
+    assert_eq!(reach, expected);
+    assert_eq!((report.cluster.as_str(), report.node.as_str()), ("alpha", "a0"));
+}

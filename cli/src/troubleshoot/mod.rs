@@ -1,0 +1,255 @@
+//! `isthmus troubleshoot`: why clusters are not connected, step by step, asked where their connections are made.
+
+mod nodes;
+mod place;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use clustermesh_apiserver::status::ApiserverStatus;
+use clustermesh_apiserver::troubleshoot::{self as probe, Outcome, Report, Signs};
+use futures::future::join_all;
+use isthmus_lab::names::LabName;
+use isthmus_lab::state::StateDir;
+use isthmus_lab::{LabError, Result};
+use isthmus_node_agent::encryption::ReachReport;
+use serde::Serialize;
+
+use self::nodes::Silent;
+use self::place::{Daemon, NoAnswer, Place};
+
+const EXAMPLES: &str = "Examples:
+  # Everything about the clusters of the lab that is kept
+  isthmus troubleshoot
+
+  # Why alpha does not get beta's services
+  isthmus troubleshoot beta --context alpha
+
+  # On a machine or in a pod of a real cluster
+  isthmus troubleshoot --apiserver-socket /run/isthmus/apiserver.sock --agent-socket /run/isthmus/agent.sock
+
+  # From here, without a running apiserver and without Kubernetes
+  isthmus troubleshoot --config ./beta.yaml
+  isthmus troubleshoot --peers-dir /var/lib/cilium/clustermesh beta
+
+The exit status is 0 if nothing failed, 1 if something did, 2 if the question makes no sense.";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TroubleshootArgs {
+    /// The peers; all when none is named
+    #[arg(value_name = "PEER")]
+    peers: Vec<String>,
+    /// Which lab; the only one there is when left out
+    #[arg(long, conflicts_with_all = ["apiserver_socket", "agent_socket", "context", "config", "peers_dir"])]
+    lab: Option<LabName>,
+    /// The API socket of a clustermesh-apiserver; may be given several times
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["context", "config", "peers_dir"])]
+    apiserver_socket: Vec<PathBuf>,
+    /// The API socket of a node-agent, to ask which nodes it reaches; may be given several times
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["context", "config", "peers_dir"])]
+    agent_socket: Vec<PathBuf>,
+    /// The kubeconfig context of a cluster, whose pods are asked through the Kubernetes API; may be given several times
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "peers_dir"])]
+    context: Vec<String>,
+    /// The namespace that Isthmus runs in, with --context
+    #[arg(long, value_name = "NAME", default_value = "isthmus-system")]
+    namespace: String,
+    /// Ask from here by one client configuration file
+    #[arg(long, value_name = "FILE", conflicts_with = "peers_dir")]
+    config: Option<PathBuf>,
+    /// Ask from here by a directory of client configuration files
+    #[arg(long, value_name = "DIR")]
+    peers_dir: Option<PathBuf>,
+    /// Letters instead of signs, as where the terminal is not in UTF-8
+    #[arg(long)]
+    ascii: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Everything that was found out.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Everything {
+    outcome: Outcome,
+    reports: Vec<Report>,
+    /// Daemons that could not be asked, and why.
+    unanswered: Vec<String>,
+}
+
+/// Asks, prints, and says by its exit status what was found.
+pub(crate) async fn run(args: TroubleshootArgs) -> Result<ExitCode> {
+    let everything = match ask(&args).await {
+        Ok(everything) => everything,
+        Err(error) => {
+            use std::io::Write as _;
+            let _ = writeln!(std::io::stderr(), "isthmus: {error}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    match args.output {
+        Output::Json => {
+            let text = serde_json::to_string_pretty(&everything);
+            say!("{}", text.map_err(|error| LabError::invalid(error.to_string()))?);
+        }
+        Output::Text => print(&everything, signs(&args)),
+    }
+    Ok(if everything.outcome == Outcome::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
+    if args.config.is_some() || args.peers_dir.is_some() {
+        let report = from_here(args).await?;
+        return Ok(Everything { outcome: report.outcome(), reports: vec![report], unanswered: Vec::new() });
+    }
+    let (apiservers, agents) = daemons(args).await?;
+    let reports = join_all(apiservers.iter().map(|apiserver| report(apiserver, &args.peers)));
+    // Each on its own, and both at once: neither waits for the other.
+    let (reports, reached) = tokio::join!(reports, join_all(agents.iter().map(reach)));
+    let (mut all, mut refusals) = (Vec::new(), Vec::new());
+    for report in reports {
+        match report {
+            Ok(Some(report)) => all.push(report),
+            Ok(None) => {}
+            Err(refused) => refusals.push(refused),
+        }
+    }
+    // Replicas that wait for their turn know nothing of peers; where nobody else knows, that is what is wrong.
+    let answered = !all.is_empty();
+    let unanswered: Vec<String> = refusals
+        .into_iter()
+        .filter(|refused| !(refused.standby && answered))
+        .map(|refused| refused.reason)
+        .collect();
+    let (mut reaches, mut silent) = (Vec::new(), Vec::new());
+    for (agent, answer) in agents.iter().zip(reached) {
+        match answer {
+            Ok(report) => reaches.push(report),
+            Err(NoAnswer { reason, .. }) => {
+                silent.push(Silent { cluster: agent.cluster.clone(), name: agent.name.clone(), reason })
+            }
+        }
+    }
+    if !agents.is_empty() {
+        for report in &mut all {
+            nodes::add(report, &reaches, &silent, &args.namespace, args.peers.is_empty());
+        }
+    }
+    let worst = all.iter().map(Report::outcome).max().unwrap_or(Outcome::Passed);
+    let outcome = if unanswered.is_empty() { worst } else { Outcome::Failed };
+    Ok(Everything { outcome, reports: all, unanswered })
+}
+
+/// As an apiserver would, with nothing but the file.
+async fn from_here(args: &TroubleshootArgs) -> Result<Report> {
+    let peers = args
+        .peers
+        .iter()
+        .map(|name| name.parse().map_err(|error| LabError::invalid(format!("{name}: {error}"))));
+    let flags = probe::Flags {
+        peers: peers.collect::<Result<_>>()?,
+        peers_dir: args.peers_dir.clone(),
+        config: args.config.clone(),
+        cluster_name: None,
+        cluster_id: None,
+        max_connected_clusters: Default::default(),
+        ascii: args.ascii,
+        json: false,
+    };
+    probe::from_files(&flags).await.map_err(LabError::invalid)
+}
+
+/// The daemons to ask: apiservers and node-agents.
+async fn daemons(args: &TroubleshootArgs) -> Result<(Vec<Daemon>, Vec<Daemon>)> {
+    if !args.context.is_empty() {
+        let (mut apiservers, mut agents) = (Vec::new(), Vec::new());
+        for context in &args.context {
+            let found = place::in_cluster(context, &args.namespace).await?;
+            apiservers.extend(found.0);
+            agents.extend(found.1);
+        }
+        return Ok((apiservers, agents));
+    }
+    if !args.apiserver_socket.is_empty() || !args.agent_socket.is_empty() {
+        let at = |socket: &PathBuf| Daemon {
+            name: socket.display().to_string(),
+            cluster: None,
+            place: Place::Socket(socket.clone()),
+        };
+        return Ok((
+            args.apiserver_socket.iter().map(at).collect(),
+            args.agent_socket.iter().map(at).collect(),
+        ));
+    }
+    let lab = crate::lab::choose(args.lab.clone())?;
+    let dir = StateDir::of(&lab);
+    let state = dir.read()?;
+    let apiservers = state.clusters.iter().map(|cluster| Daemon {
+        name: format!("clustermesh-apiserver of {}", cluster.name),
+        cluster: Some(cluster.name.to_string()),
+        place: Place::Socket(dir.apiserver_socket(&cluster.name)),
+    });
+    let agents = state.clusters.iter().flat_map(|cluster| {
+        cluster.nodes.iter().map(|node| Daemon {
+            name: format!("{}/{node}", cluster.name),
+            cluster: Some(cluster.name.to_string()),
+            place: Place::Socket(dir.agent_socket(&cluster.name, node)),
+        })
+    });
+    Ok((apiservers.collect(), agents.collect()))
+}
+
+/// What an apiserver says about the named peers, or about all. Nothing if all that were named are itself.
+async fn report(apiserver: &Daemon, peers: &[String]) -> std::result::Result<Option<Report>, NoAnswer> {
+    if peers.is_empty() {
+        return apiserver.ask("/v1/troubleshoot").await.map(Some);
+    }
+    let status: ApiserverStatus = apiserver.ask("/v1/status").await?;
+    let mut whole: Option<Report> = None;
+    for peer in peers.iter().filter(|peer| **peer != status.cluster) {
+        let mut report: Report =
+            apiserver.ask(&format!("/v1/troubleshoot?peer={}", place::quoted(peer))).await?;
+        match &mut whole {
+            None => whole = Some(report),
+            Some(whole) => whole.peers.append(&mut report.peers),
+        }
+    }
+    Ok(whole)
+}
+
+async fn reach(agent: &Daemon) -> std::result::Result<ReachReport, NoAnswer> {
+    agent.ask("/v1/probe").await
+}
+
+fn signs(args: &TroubleshootArgs) -> Signs {
+    if args.ascii {
+        return Signs::Ascii;
+    }
+    let variables = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| std::env::var(name).ok());
+    Signs::of_locale(variables.iter().map(Option::as_deref))
+}
+
+fn print(everything: &Everything, signs: Signs) {
+    for report in &everything.reports {
+        say!("{}", probe::text(report, signs).trim_end());
+        say!("");
+    }
+    match everything.unanswered.as_slice() {
+        [] => {}
+        reasons => {
+            say!("Not asked:");
+            reasons.iter().for_each(|reason| say!("  - {reason}"));
+        }
+    }
+}
