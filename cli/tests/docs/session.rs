@@ -59,8 +59,9 @@ impl Session {
 
     fn raise(&self, page: &str, scenario: &str) {
         self.down();
-        let script =
-            format!("isthmus lab up {scenario} --name {LAB}\nexport KUBECONFIG=$(isthmus lab kubeconfig --lab {LAB})");
+        let script = format!(
+            "isthmus lab up {scenario} --name {LAB}\nexport KUBECONFIG=$(isthmus lab kubeconfig --lab {LAB})"
+        );
         let (code, output) = self.bash(&script);
         assert_eq!(code, Some(0), "docs/{page}: the lab {scenario} does not come up: {output}");
     }
