@@ -14,7 +14,7 @@ use clap::Args;
 use clustermesh_apiserver::certificates::rotation::{
     MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
 };
-use isthmus_crds::{ClusterInfo, names};
+use isthmus_crds::{ClusterInfo, ClusterPeer, names};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
@@ -295,7 +295,13 @@ impl Rotating<'_> {
                 ))
             })?;
         }
-        let mut waits = Vec::new();
+        // Their gateways end what was connected with a certificate that they trust no longer: it is connected anew.
+        let own = wait::peers(&self.api).await?;
+        let told = |peer: &ClusterPeer| self.peers.iter().any(|told| told.name == peer.name_any());
+        let own = own.iter().filter(|peer| told(peer)).filter_map(|peer| peer.name_any().parse().ok());
+        let anywhere = Goal::Ready { endpoints: Vec::new(), before: None };
+        let mut waits: Vec<Wait<'_>> =
+            own.map(|peer| Wait { api: &self.api, peer, goal: anywhere.clone() }).collect();
         for (peer, step) in &steps {
             let known = wait::peers(&peer.api).await?;
             let known = known.iter().find(|known| known.name_any() == self.cluster);
