@@ -123,7 +123,7 @@ impl Cluster {
             found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
         });
         let answers = futures::future::join_all(asked).await;
-        match answers.iter().any(|answer| *answer == Ok(true)) {
+        match answers.contains(&Ok(true)) {
             true => Ok(true),
             false if answers.contains(&Ok(false)) => Ok(false),
             false => answers.into_iter().next().unwrap_or_else(|| Err("it has no apiserver".into())),
