@@ -177,6 +177,7 @@ async fn write(
             reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), Some(parts)),
         }
         parts.drop_everything().await;
+        shared.relay_metrics.stand_by();
         view.writes(None);
     }
 }

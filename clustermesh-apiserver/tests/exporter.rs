@@ -5,11 +5,13 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use clustermesh_apiserver::election::{Election, Timing};
 use clustermesh_apiserver::exporter::{ExporterConfig, Source};
 use isthmus_crds::CiliumIdentity;
 use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
 use isthmus_wire::local::LocalPolicy;
 use isthmus_wire::{ClusterService, IpIdentityPair};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1::Event;
@@ -415,6 +417,35 @@ async fn policies_and_namespaces_reach_the_agents_as_they_were_written() {
     let _ = cilium_policies(&cluster).delete("web", &DeleteParams::default()).await.expect("deleted");
     export.until(POLICY, |value| value.is_none()).await;
     export.stop().await;
+}
+
+#[tokio::test]
+async fn a_replica_that_stands_by_exports_and_leaves_what_people_read_to_the_leader() {
+    let cluster = Cluster::start().await;
+    cluster
+        .create::<Lease>(json!({
+            "metadata": {"name": "lead"}, "spec": {"holderIdentity": "other", "leaseDurationSeconds": 3600},
+        }))
+        .await;
+    let timing = Timing::of_lease(Duration::from_secs(1));
+    let (election, leadership) = Election::start(cluster.client.clone(), "app", "lead", "own", timing);
+    let store = MemoryStore::new(StoreId::random(), Limits::default());
+    let mut export = cluster.export_led_by(leadership, store, config());
+    export.ready().await;
+    let fqdn = json!([{"toFQDNs": [{"matchName": "example.org"}]}]);
+    create_policy(&cluster, json!({"endpointSelector": {}, "egress": fqdn})).await;
+    export.until(POLICY, |value| value.is_some()).await;
+    cluster.serve_echo(json!({"io.cilium/global-service": "true"})).await;
+    export.until(SERVICE, |value| value.is_some()).await;
+    let policy = cilium_policies(&cluster).get("web").await.expect("the policy");
+    assert_eq!(policy.data["status"], Value::Null, "the leader's to write");
+
+    // The other gives up: what is not written yet is this one's.
+    cluster.merge::<Lease>("lead", json!({"spec": {"holderIdentity": ""}})).await;
+    let invalid = condition(&cluster, "False").await;
+    assert!(invalid["message"].as_str().expect("text").contains("toFQDNs"), "{invalid}");
+    export.stop().await;
+    election.release().await;
 }
 
 #[tokio::test]

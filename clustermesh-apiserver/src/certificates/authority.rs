@@ -240,7 +240,7 @@ mod tests {
         assert!(activated.trusted.contains(&first.certificate));
         assert!(activated.activated().is_none());
         let finished = parse(&activated.finished());
-        assert_eq!(finished.trusted, [activated.certificate.clone()]);
+        assert_eq!(finished.trusted, std::slice::from_ref(&activated.certificate));
         assert_eq!(finished.rotation, Rotation::Steady);
     }
 

@@ -64,6 +64,15 @@ impl Metrics {
         );
     }
 
+    /// Nothing is mirrored here any more: another replica tells of the peers. What they were refused stays, as a counter does.
+    pub fn stand_by(&self) {
+        self.clusters.set(0);
+        self.failures.clear();
+        self.last_failure.clear();
+        self.ready.clear();
+        self.revocations.clear();
+    }
+
     pub(super) fn peers(&self, count: usize) {
         self.clusters.set(count.try_into().unwrap_or(i64::MAX));
     }

@@ -73,6 +73,7 @@ pub struct Relay {
     views: watch::Receiver<BTreeMap<ClusterName, watch::Receiver<PeerView>>>,
     peers: watch::Receiver<Peers>,
     changed: Arc<Notify>,
+    begun: watch::Receiver<bool>,
     timing: Timing,
     started: Instant,
 }
@@ -88,6 +89,7 @@ impl Relay {
     ) -> (Self, tokio::task::JoinHandle<()>) {
         let peers = config.sources.peers;
         let changed = Arc::new(Notify::new());
+        let (began, begun) = watch::channel(false);
         let (send, views) = watch::channel(BTreeMap::new());
         let supervisor = Supervisor {
             own: config.own.name.clone(),
@@ -100,9 +102,10 @@ impl Relay {
             tasks: JoinSet::new(),
             views: send,
             changed: Arc::clone(&changed),
+            began,
             shutdown,
         };
-        let relay = Self { views, peers, changed, timing: config.timing, started: Instant::now() };
+        let relay = Self { views, peers, changed, begun, timing: config.timing, started: Instant::now() };
         (relay, tokio::spawn(supervisor.run()))
     }
 
@@ -165,7 +168,9 @@ impl Relay {
 
     /// Whether a cluster is certainly no peer any more: nothing configures it, and nothing of it is left.
     pub(crate) fn is_gone(&self, cluster: &ClusterName) -> bool {
-        self.peers.borrow().removed(cluster) && !self.views.borrow().contains_key(cluster)
+        *self.begun.borrow()
+            && self.peers.borrow().removed(cluster)
+            && !self.views.borrow().contains_key(cluster)
     }
 
     /// What readiness waits for: a peer that can be reached and is not complete yet. None when ready.
@@ -198,6 +203,8 @@ struct Supervisor {
     tasks: JoinSet<ClusterName>,
     views: watch::Sender<BTreeMap<ClusterName, watch::Receiver<PeerView>>>,
     changed: Arc<Notify>,
+    /// Whether every peer has a task, those that an earlier run mirrored and that are to be drained too.
+    began: watch::Sender<bool>,
     shutdown: CancellationToken,
 }
 
@@ -242,6 +249,7 @@ impl Supervisor {
                     self.start(name, None);
                 }
             }
+            self.began.send_replace(true);
         }
         self.changed.notify_one();
     }

@@ -179,6 +179,45 @@ async fn what_is_deleted_or_damaged_is_put_right_and_the_authority_stays_the_sam
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_who_both_believe_to_lead_agree_on_one_authority() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    let flags = ["--leader-elect", "false"];
+    let (one, other) = tokio::join!(
+        Daemon::replica(&mesh, &alpha, "r0", &flags),
+        Daemon::replica(&mesh, &alpha, "r1", &flags)
+    );
+    for daemon in [&one, &other] {
+        daemon.ready_within_deadline().await;
+        assert!(daemon.status().await.leading);
+    }
+    until("all certificates are of the one authority", async || {
+        let authority = Certificate::first(&alpha.entry(CA_SECRET, "tls.crt").await.ok_or("none")?).unwrap();
+        for secret in LEAVES {
+            let text = alpha.entry(secret, "tls.crt").await.ok_or(secret)?;
+            if !Certificate::first(&text).unwrap().is_signed_by(&authority) {
+                return Err(format!("{secret}\n{}\n--\n{}", one.log(), other.log()));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    // And both gateways let in whom it vouches for.
+    let agent = alpha.mounted(&mesh, AGENT_CERT_SECRET).await;
+    for daemon in [&one, &other] {
+        until("it is served", async || daemon.read(&agent, "cilium/.heartbeat")).await;
+    }
+    for name in LEAVES.into_iter().chain([CA_SECRET]) {
+        let written = format!("written: there was none secret=\"{name}\"");
+        let first = format!("written: this cluster had none secret=\"{name}\"");
+        let logs = [one.log(), other.log()].concat();
+        assert_eq!(logs.matches(&written).count() + logs.matches(&first).count(), 1, "{name} once\n{logs}");
+    }
+    one.terminate().await;
+    other.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_was_put_there_is_honoured_and_shared() {
     let mesh = Mesh::new();
     let alpha = Cluster::start("alpha", 1).await;

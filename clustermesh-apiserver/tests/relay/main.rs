@@ -3,4 +3,6 @@
 
 mod fixture;
 mod hostile;
+mod kubernetes;
 mod lifecycle;
+mod secrets;

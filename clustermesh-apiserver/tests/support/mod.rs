@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use clustermesh_apiserver::election::Leadership;
 use clustermesh_apiserver::exporter::{Exporter, ExporterConfig, ExporterHandle, ExporterMetrics};
 use isthmus_kube_api::{Config, KubeApi};
 use isthmus_kvstore::memory::{KeyRange, Limits, MemoryStore, RangeRequest, StoreId};
@@ -170,13 +171,23 @@ impl Cluster {
     }
 
     pub(crate) fn export_into(&self, store: MemoryStore, config: ExporterConfig) -> Export {
+        self.export_led_by(Leadership::alone(), store, config)
+    }
+
+    /// An exporter of a replica that may stand by.
+    pub(crate) fn export_led_by(
+        &self,
+        leadership: Leadership,
+        store: MemoryStore,
+        config: ExporterConfig,
+    ) -> Export {
         let mut registry = Registry::default();
         let metrics = ExporterMetrics::new(&mut registry);
         let (exporter, handle) =
             Exporter::new(self.client.clone(), config, Writer::memory(store.clone()), metrics)
                 .expect("an exporter");
         let shutdown = CancellationToken::new();
-        let task = AbortOnDropHandle::new(tokio::spawn(exporter.run(shutdown.clone())));
+        let task = AbortOnDropHandle::new(tokio::spawn(exporter.led_by(leadership).run(shutdown.clone())));
         Export { store, handle, registry, shutdown, task }
     }
 }

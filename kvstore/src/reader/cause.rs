@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::client::{ConnectError, steps::TlsProblem};
+use crate::client::ConnectError;
+use crate::client::steps::{Step, TlsProblem};
 
 /// Why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -29,7 +30,9 @@ pub enum FailureCause {
 impl From<&ConnectError> for FailureCause {
     fn from(error: &ConnectError) -> Self {
         match error {
-            ConnectError::Resolve { .. } => Self::NameNotResolved,
+            ConnectError::Resolve { .. } | ConnectError::TimedOut { step: Step::Resolve, .. } => {
+                Self::NameNotResolved
+            }
             ConnectError::Unreachable { .. } | ConnectError::TimedOut { .. } => Self::Unreachable,
             ConnectError::Tls { problem, .. } => problem.into(),
             ConnectError::Protocol { .. } => Self::Lost,
