@@ -6,6 +6,7 @@ use clap::Parser;
 use clustermesh_apiserver::daemon;
 use clustermesh_apiserver::flags::Flags;
 use clustermesh_apiserver::troubleshoot;
+use isthmus_daemon::LoopbackAddr;
 
 /// Why a peer is not connected, step by step, from here: without a running daemon and without Kubernetes.
 #[derive(Debug, Parser)]
@@ -16,6 +17,11 @@ struct Troubleshoot {
 }
 
 fn main() -> ExitCode {
+    // `clustermesh-apiserver probe readyz`, in a pod.
+    let usual_health = LoopbackAddr::ipv4(9880);
+    if let Some(outcome) = isthmus_daemon::probe(std::env::args_os(), usual_health) {
+        return outcome;
+    }
     // A program of its own, which serves nothing and so needs none of the daemon's flags.
     if std::env::args_os().nth(1).is_some_and(|word| word == "troubleshoot") {
         let flags = Troubleshoot::parse_from(std::env::args_os().skip(1)).flags;
