@@ -114,9 +114,10 @@ impl Follow {
     fn take(&self, name: &'static str, secret: &Secret) -> Result<(), String> {
         let (certificate, key) = (text(secret, "tls.crt")?, text(secret, "tls.key")?);
         let bundle = if name == SERVER_CERT_SECRET {
-            let bundle = text(secret, "ca.crt")?;
-            Certificate::all(bundle).map_err(|error| format!("ca.crt: {error}"))?;
-            Some(bundle)
+            let bundle = Certificate::all(text(secret, "ca.crt")?);
+            let bundle = bundle.map_err(|error| format!("ca.crt: {error}"))?;
+            // It is published: whatever else somebody has put there, a key even, stays where it is.
+            Some(bundle.iter().map(Certificate::pem).collect::<String>())
         } else {
             None
         };
