@@ -17,7 +17,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::fixture::{Cluster, Daemon, Mesh, Mounted, until};
+use crate::fixture::{Cluster, Daemon, Mesh, Mounted, NAMESPACE, until};
 
 const LEAVES: [&str; 5] =
     [SERVER_CERT_SECRET, REMOTE_CERT_SECRET, ADMIN_CERT_SECRET, LOCAL_CERT_SECRET, AGENT_CERT_SECRET];
@@ -175,6 +175,39 @@ async fn what_is_deleted_or_damaged_is_put_right_and_the_authority_stays_the_sam
     .await;
     assert_eq!(alpha.entry(CA_SECRET, "tls.key").await.as_deref(), Some("damaged"));
     daemon.read(&alpha.mounted(&mesh, AGENT_CERT_SECRET).await, "cilium/.heartbeat").unwrap();
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_certificates_from_being_written_is_told_until_it_is_mended() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    alpha.namespaces().delete(NAMESPACE, &DeleteParams::default()).await.unwrap();
+    until("the namespace is gone", async || match alpha.namespaces().get_opt(NAMESPACE).await.unwrap() {
+        None => Ok(()),
+        Some(namespace) => Err(format!("{namespace:?}")),
+    })
+    .await;
+    let daemon = Daemon::replica(&mesh, &alpha, "r0", &["--leader-elect", "false"]).await;
+    until("it says what is missing", async || {
+        let (code, waiting) = daemon.http(daemon.health, "/readyz").await;
+        let problems = daemon.status().await.problems();
+        let told = |text: &str| text.contains(CA_SECRET) && text.contains("--namespace exists");
+        match code != 200 && told(&waiting) && problems.iter().any(|problem| told(problem)) {
+            true => Ok(()),
+            false => Err(format!("{waiting}\n{problems:?}\n{}", daemon.log())),
+        }
+    })
+    .await;
+    let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
+    alpha.namespaces().create(&PostParams::default(), &namespace).await.unwrap();
+    daemon.ready_within_deadline().await;
+    until("nothing is wrong any more", async || match daemon.status().await.problems() {
+        none if none.is_empty() => Ok(()),
+        problems => Err(format!("{problems:?}\n{}", daemon.log())),
+    })
+    .await;
+    assert_eq!(daemon.log().matches("it cannot be written").count(), 1, "told once: {}", daemon.log());
     daemon.terminate().await;
 }
 
