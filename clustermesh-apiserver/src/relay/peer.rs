@@ -45,7 +45,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const BOUNDS: SectionBounds =
     SectionBounds { key_bytes: 4 << 10, value_bytes: 2 << 20, keys: 500_000, total_bytes: 256 << 20 };
 
-/// Rejected entries that are logged one by one, per peer and reason; of later ones every power of two.
+/// Rejected entries and cluster configurations that are logged one by one, per peer and reason; of later ones every power
+/// of two.
 const REJECTIONS_LOGGED: u64 = 32;
 
 /// What a peer's task needs.
@@ -128,7 +129,7 @@ impl Peer {
                 Ok(()) = self.config.changed() => {
                     match self.config.borrow_and_update().as_ref() {
                         None => return Ended::Removed,
-                        Some(new) if new.digest != config.digest => return Ended::Changed,
+                        Some(new) if !new.connects_like(config) => return Ended::Changed,
                         // The same in another place.
                         Some(new) => self.view.send_modify(|view| view.origin = Some(new.origin.clone())),
                     }
@@ -271,15 +272,7 @@ impl Peer {
                     Ok(cached) => progress.section.put(cached.key, cached.value),
                     Err(rejection) => {
                         let reason = rejection.reason();
-                        self.metrics.rejected(&self.name, reason);
-                        let mut count = 0;
-                        self.view.send_modify(|view| {
-                            let rejected = view.rejected.entry(reason).or_default();
-                            *rejected += 1;
-                            count = *rejected;
-                        });
-                        // A peer that sends nothing else must not fill the log.
-                        if count <= REJECTIONS_LOGGED || count.is_power_of_two() {
+                        if let Some(count) = self.rejected(reason) {
                             tracing::warn!(peer = %self.name, reason, count, error = %rejection,
                                 "entry of a peer rejected; the rest goes on");
                         }
@@ -398,10 +391,24 @@ impl Peer {
 
     fn refuse(&mut self, refusal: &Refusal) {
         if self.view.borrow().refusal.as_ref() != Some(refusal) {
-            tracing::error!(peer = %self.name, reason = %refusal, "peer refused");
-            self.metrics.rejected(&self.name, "cluster_config");
+            if let Some(count) = self.rejected("cluster_config") {
+                tracing::error!(peer = %self.name, count, reason = %refusal, "peer refused");
+            }
             self.view.send_modify(|view| view.refusal = Some(refusal.clone()));
         }
+    }
+
+    /// Counts what is not taken from the peer; the count if it is to be logged: a peer that sends nothing else must not
+    /// fill the log.
+    fn rejected(&self, reason: &'static str) -> Option<u64> {
+        self.metrics.rejected(&self.name, reason);
+        let mut count = 0;
+        self.view.send_modify(|view| {
+            let rejected = view.rejected.entry(reason).or_default();
+            *rejected += 1;
+            count = *rejected;
+        });
+        Some(count).filter(|count| *count <= REJECTIONS_LOGGED || count.is_power_of_two())
     }
 
     fn count(&self, mirror: &Mirror) {
