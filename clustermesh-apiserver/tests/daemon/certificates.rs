@@ -291,10 +291,19 @@ async fn external_certificates_are_waited_for_and_a_damaged_one_is_told_while_th
 
     let (authority, validity) = (mesh.authority(), Duration::from_secs(3600));
     let gateway = authority.gateway("isthmus-system", &[], validity).unwrap();
-    alpha.issue(SERVER_CERT_SECRET, &gateway, authority.certificate()).await;
     let remote = authority.client(Client::Remote("alpha"), validity).unwrap();
+    // Somebody has put a key where certificates belong.
+    let too_much = format!("{}\n{}", authority.certificate(), remote.key);
+    alpha.issue(SERVER_CERT_SECRET, &gateway, &too_much).await;
     alpha.issue(REMOTE_CERT_SECRET, &remote, authority.certificate()).await;
     daemon.ready_within_deadline().await;
+    let published = until("the cluster's information is published", async || {
+        let map = alpha.own::<ConfigMap>().get_opt(CLUSTER_INFO).await.unwrap().ok_or("absent")?;
+        map.data.and_then(|data| data.get("ca.crt").cloned()).ok_or_else(|| daemon.log())
+    })
+    .await;
+    assert!(!published.contains("PRIVATE KEY"), "a key is published to nobody");
+    assert_eq!(Certificate::all(&published), Certificate::all(authority.certificate()));
     let agent = mesh.client(Client::Agent("alpha"));
     daemon.etcdctl(&agent, &["get", "cilium/.heartbeat"]).unwrap();
 
