@@ -8,6 +8,8 @@ use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
+use crate::election::Leadership;
+
 /// The store, and what feeds it.
 pub(super) enum Store {
     /// This replica's own. Each replica fills its own, whoever leads.
@@ -46,10 +48,14 @@ impl Store {
         matches!(self, Self::Etcd(_))
     }
 
-    pub(super) fn pen(&self) -> Pen {
+    /// To be used while `leadership` lasts, where replicas share the store.
+    pub(super) fn pen(&self, leadership: &Leadership) -> Pen {
         match self {
             Self::Memory(store) => Pen::Memory(Writer::memory(store.clone())),
-            Self::Etcd(engine) => Pen::Etcd(engine.begin_term()),
+            Self::Etcd(engine) => {
+                let leadership = leadership.clone();
+                Pen::Etcd(engine.begin_term_while(move || leadership.is_leading()))
+            }
         }
     }
 
