@@ -272,7 +272,14 @@ impl Peer {
                     Ok(cached) => progress.section.put(cached.key, cached.value),
                     Err(rejection) => {
                         let reason = rejection.reason();
-                        if let Some(count) = self.rejected(reason) {
+                        self.metrics.rejected(&self.name, reason);
+                        let mut count = 0;
+                        self.view.send_modify(|view| {
+                            let rejected = view.rejected.entry(reason).or_default();
+                            *rejected += 1;
+                            count = *rejected;
+                        });
+                        if is_logged(count) {
                             tracing::warn!(peer = %self.name, reason, count, error = %rejection,
                                 "entry of a peer rejected; the rest goes on");
                         }
@@ -391,24 +398,17 @@ impl Peer {
 
     fn refuse(&mut self, refusal: &Refusal) {
         if self.view.borrow().refusal.as_ref() != Some(refusal) {
-            if let Some(count) = self.rejected("cluster_config") {
+            self.metrics.rejected(&self.name, "cluster_config");
+            let mut count = 0;
+            self.view.send_modify(|view| {
+                view.refusal = Some(refusal.clone());
+                view.refusals += 1;
+                count = view.refusals;
+            });
+            if is_logged(count) {
                 tracing::error!(peer = %self.name, count, reason = %refusal, "peer refused");
             }
-            self.view.send_modify(|view| view.refusal = Some(refusal.clone()));
         }
-    }
-
-    /// Counts what is not taken from the peer; the count if it is to be logged: a peer that sends nothing else must not
-    /// fill the log.
-    fn rejected(&self, reason: &'static str) -> Option<u64> {
-        self.metrics.rejected(&self.name, reason);
-        let mut count = 0;
-        self.view.send_modify(|view| {
-            let rejected = view.rejected.entry(reason).or_default();
-            *rejected += 1;
-            count = *rejected;
-        });
-        Some(count).filter(|count| *count <= REJECTIONS_LOGGED || count.is_power_of_two())
     }
 
     fn count(&self, mirror: &Mirror) {
@@ -423,6 +423,11 @@ impl Peer {
             };
         });
     }
+}
+
+/// Whether what a peer is told off for so often is logged: one that does nothing else must not fill the log.
+fn is_logged(count: u64) -> bool {
+    count <= REJECTIONS_LOGGED || count.is_power_of_two()
 }
 
 /// One reading of a peer's store.
