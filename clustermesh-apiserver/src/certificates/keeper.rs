@@ -45,7 +45,7 @@ impl Keeper {
     pub(super) async fn run(mut self, mut leadership: Leadership) {
         let mut remembered = None;
         loop {
-            leadership.gained().await;
+            self.stand_by(&mut leadership, &mut remembered).await;
             let mut lost = leadership.clone();
             tokio::select! {
                 biased;
@@ -54,6 +54,21 @@ impl Keeper {
             }
             // Who leads next has the word.
             self.problems.send_replace(Vec::new());
+        }
+    }
+
+    /// Waits until this replica leads. Whoever leads after somebody has deleted the authority and ended the leader knows what
+    /// it was at last, not what it was when it led itself.
+    async fn stand_by(&mut self, leadership: &mut Leadership, remembered: &mut Option<AuthoritySecret>) {
+        loop {
+            let present = self.secrets.borrow_and_update().get(CA_SECRET).map(AuthoritySecret::parse);
+            if let Some(Ok(authority)) = present {
+                *remembered = Some(authority);
+            }
+            tokio::select! {
+                () = leadership.gained() => return,
+                Ok(()) = self.secrets.changed() => {}
+            }
         }
     }
 

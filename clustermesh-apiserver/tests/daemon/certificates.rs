@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use clustermesh_apiserver::certificates::rotation::{
     MESSAGE_ANNOTATION, REQUEST_ANNOTATION, STATE_ANNOTATION,
 };
@@ -277,6 +278,39 @@ async fn an_authority_that_was_put_there_is_honoured_and_shared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_is_deleted_while_the_leader_is_gone_is_put_back_by_the_next() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    let flags = ["--leader-elect-lease-duration", "3s"];
+    let leader = Daemon::replica(&mesh, &alpha, "r0", &flags).await;
+    leader.ready_within_deadline().await;
+    let next = Daemon::replica(&mesh, &alpha, "r1", &flags).await;
+    until("the other replica has seen all certificates", async || match next.status().await {
+        status if status.certificates.len() == 6 && !status.leading => Ok(()),
+        status => Err(format!("{:?}\n{}", status.certificates, next.log())),
+    })
+    .await;
+    let authority = alpha.entry(CA_SECRET, "tls.crt").await.unwrap();
+    leader.kill().await;
+    alpha.own::<Secret>().delete(CA_SECRET, &DeleteParams::default()).await.unwrap();
+    let again = until("the authority is put back", async || {
+        alpha.entry(CA_SECRET, "tls.crt").await.ok_or_else(|| next.log())
+    })
+    .await;
+    assert_eq!(again, authority);
+    assert!(next.status().await.leading);
+    next.terminate().await;
+}
+
+/// A certificate with a byte behind its end: it can be read, and TLS takes it for no authority's.
+fn with_a_byte_too_much(certificate: &str) -> String {
+    let mut der = Certificate::first(certificate).unwrap().der().to_vec();
+    der.push(0);
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn external_certificates_are_waited_for_and_a_damaged_one_is_told_while_the_last_stays_in_use() {
     let mesh = Mesh::new();
     let alpha = Cluster::start("alpha", 1).await;
@@ -292,9 +326,17 @@ async fn external_certificates_are_waited_for_and_a_damaged_one_is_told_while_th
     let (authority, validity) = (mesh.authority(), Duration::from_secs(3600));
     let gateway = authority.gateway("isthmus-system", &[], validity).unwrap();
     let remote = authority.client(Client::Remote("alpha"), validity).unwrap();
+    alpha.issue(SERVER_CERT_SECRET, &gateway, &with_a_byte_too_much(authority.certificate())).await;
+    until("it says which authority is of no use", async || {
+        match daemon.http(daemon.health, "/readyz").await {
+            (503, reason) if reason.contains("cannot be used") && reason.contains("ca.crt") => Ok(()),
+            (_, reason) => Err(reason),
+        }
+    })
+    .await;
     // Somebody has put a key where certificates belong.
     let too_much = format!("{}\n{}", authority.certificate(), remote.key);
-    alpha.issue(SERVER_CERT_SECRET, &gateway, &too_much).await;
+    alpha.put(SERVER_CERT_SECRET, &[("ca.crt", &too_much)]).await;
     alpha.issue(REMOTE_CERT_SECRET, &remote, authority.certificate()).await;
     daemon.ready_within_deadline().await;
     let published = until("the cluster's information is published", async || {
