@@ -163,11 +163,10 @@ async fn write(
                 reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), None),
             }
         }
-        let (mut parts, writing) =
-            match Parts::start(config, shared, sources, store.pen(&leadership), shutdown) {
-                Ok(started) => started,
-                Err(error) => return (Err(error), None),
-            };
+        let (mut parts, writing) = match Parts::start(config, shared, sources, store.pen(), shutdown) {
+            Ok(started) => started,
+            Err(error) => return (Err(error), None),
+        };
         view.writes(Some(writing));
         tokio::select! {
             // First, since it ends the others too.

@@ -8,8 +8,6 @@ use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
-use crate::election::Leadership;
-
 /// The store, and what feeds it.
 pub(super) enum Store {
     /// This replica's own. Each replica fills its own, whoever leads.
@@ -48,14 +46,10 @@ impl Store {
         matches!(self, Self::Etcd(_))
     }
 
-    /// To be used while `leadership` lasts, where replicas share the store.
-    pub(super) fn pen(&self, leadership: &Leadership) -> Pen {
+    pub(super) fn pen(&self) -> Pen {
         match self {
             Self::Memory(store) => Pen::Memory(Writer::memory(store.clone())),
-            Self::Etcd(engine) => {
-                let leadership = leadership.clone();
-                Pen::Etcd(engine.begin_term_while(move || leadership.is_leading()))
-            }
+            Self::Etcd(engine) => Pen::Etcd(engine.begin_term()),
         }
     }
 

@@ -140,18 +140,12 @@ impl EtcdEngine {
     /// left beyond them is for [sections](crate::writer::SectionWriter) to remove. There should be one term at a time.
     /// Must be called within a tokio runtime.
     pub fn begin_term(&self) -> Term {
-        self.begin_term_while(|| true)
-    }
-
-    /// Like [`EtcdEngine::begin_term`], and no transaction is begun while `may_write` says no: for who must not write any
-    /// more before anybody has told it, as a process that stood still while another took its place.
-    pub fn begin_term_while(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) -> Term {
         let queue = Arc::new(Queue::new());
         self.desk.put(&queue);
         let driving = tokio::spawn({
             let (queue, driver, report) = (Arc::clone(&queue), self.driver.clone(), self.report.clone());
             async move {
-                let exchanged = drive(&queue, &driver, &may_write).await;
+                let exchanged = drive(&queue, &driver).await;
                 report.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
             }
         });

@@ -15,8 +15,6 @@ use crate::{
 
 /// Transactions that wait for their answer at the same time.
 const IN_FLIGHT: usize = 4;
-/// How often it is asked whether writing is permitted again.
-const HELD: Duration = Duration::from_millis(50);
 /// Waits between attempts at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
@@ -30,13 +28,8 @@ pub(crate) struct DriverConfig {
     pub(crate) lease_ttl: Duration,
 }
 
-/// Works the queue off for as long as the etcd cluster is the right one; returns when it is another. Begins no transaction
-/// while `may_write` says no.
-pub(crate) async fn drive(
-    queue: &Queue,
-    config: &DriverConfig,
-    may_write: &(impl Fn() -> bool + Sync),
-) -> Exchanged {
+/// Works the queue off for as long as the etcd cluster is the right one; returns when it is another.
+pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
     let limits = RateLimits { qps: 10_000, bootstrap_qps: 10_000, max_in_flight: 64 };
     let limiter = Arc::new(RateLimiter::new(limits));
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
@@ -47,7 +40,7 @@ pub(crate) async fn drive(
             Ok(connected) => {
                 let session = Session::new(connected.client, Arc::clone(&limiter));
                 let failure = tokio::select! {
-                    failure = write(queue, &session, config, may_write, &mut backoff) => failure,
+                    failure = write(queue, &session, config, &mut backoff) => failure,
                     failure = keep_alive(queue, &session, config.lease_ttl) => failure,
                 };
                 match failure {
@@ -87,13 +80,7 @@ impl From<SessionError> for Failure {
 }
 
 /// Writes until the connection fails.
-async fn write(
-    queue: &Queue,
-    session: &Session,
-    config: &DriverConfig,
-    may_write: &(impl Fn() -> bool + Sync),
-    backoff: &mut Backoff,
-) -> Failure {
+async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff: &mut Backoff) -> Failure {
     // Which cluster is it? Nothing is written to a wrong one.
     if let Err(error) = session.get(&"cilium/.heartbeat".into()).await {
         return error.into();
@@ -111,13 +98,7 @@ async fn write(
     let mut batches = Batches { queue, flying: HashMap::new() };
     let mut next = 0u64;
     let error = 'session: loop {
-        let mut held = false;
         while flying.len() < IN_FLIGHT {
-            // Asked at the last moment: this process may have stood still.
-            held = !may_write();
-            if held {
-                break;
-            }
             match queue.take() {
                 Work::Nothing => break,
                 Work::Lease => {
@@ -139,8 +120,7 @@ async fn write(
         }
         let (number, result) = tokio::select! {
             Some(landed) = flying.next() => landed,
-            () = queue.woken(), if !held => continue,
-            () = sleep(HELD), if held => continue,
+            () = queue.woken() => continue,
         };
         let result = match result {
             Err(error) if error.is_fatal() => break error,

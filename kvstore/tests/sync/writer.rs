@@ -1,13 +1,6 @@
 //! What a writer must bear, on either engine.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use isthmus_kvstore::{
     Section,
@@ -317,28 +310,4 @@ async fn a_term_that_has_ended_writes_no_more_and_the_next_takes_over_what_it_le
     again.writer().put(key("later"), "3");
     again.writer().flush().await;
     wait::until("the second follows it", async || keys(second.store(), PREFIX).len() == 3).await;
-}
-
-#[tokio::test]
-async fn nothing_is_written_while_it_is_not_permitted() {
-    let etcd = Etcd::start().await;
-    let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
-    let permitted = Arc::new(AtomicBool::new(false));
-    let may = Arc::clone(&permitted);
-    let term = engine.begin_term_while(move || may.load(Ordering::Relaxed));
-    term.writer().put(key("n"), "held back");
-    // Who writes meanwhile is written over only afterwards.
-    let other = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
-    let its = other.begin_term();
-    its.writer().put(key("n"), "meanwhile");
-    its.writer().flush().await;
-    wait::until("it is followed", async || value(engine.store(), &key("n")).as_deref() == Some("meanwhile"))
-        .await;
-    drop(its);
-    permitted.store(true, Ordering::Relaxed);
-    term.writer().flush().await;
-    wait::until("what waited is written", async || {
-        value(engine.store(), &key("n")).as_deref() == Some("held back")
-    })
-    .await;
 }
