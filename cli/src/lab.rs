@@ -38,6 +38,11 @@ pub(crate) enum LabCommand {
     /// Run a command in a pod
     #[command(after_help = "Examples:\n  isthmus lab exec alpha/client -- curl -s http://10.101.0.10/")]
     Exec(ExecArgs),
+    /// Where the kubeconfig is that has a context for each cluster
+    #[command(
+        after_help = "Examples:\n  export KUBECONFIG=$(isthmus lab kubeconfig)\n  kubectl --context alpha get pods"
+    )]
+    Kubeconfig(KubeconfigArgs),
     /// What the daemons and pods of a lab wrote
     #[command(after_help = "Examples:\n  isthmus lab logs\n  isthmus lab logs alpha/clustermesh-apiserver")]
     Logs(LogsArgs),
@@ -113,6 +118,13 @@ pub(crate) struct ExecArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Which lab; the only one there is when left out
+    #[arg(long)]
+    lab: Option<LabName>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// CLUSTER/clustermesh-apiserver, CLUSTER/NODE/node-agent, CLUSTER/NAMESPACE/POD...; a list of them when left out
     process: Option<String>,
@@ -163,6 +175,10 @@ pub(crate) async fn run(command: LabCommand) -> Result<ExitCode> {
         LabCommand::Down(args) => down(args).await,
         LabCommand::List => Ok(list()),
         LabCommand::Exec(args) => exec(args),
+        LabCommand::Kubeconfig(args) => {
+            say!("{}", StateDir::of(&choose(args.lab)?).all_kubeconfig().display());
+            Ok(ExitCode::SUCCESS)
+        }
         LabCommand::Logs(args) => logs(args),
     }
 }

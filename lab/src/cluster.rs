@@ -41,10 +41,10 @@ const ETCD: u16 = 12379;
 const READY: Duration = Duration::from_secs(60);
 
 impl Cluster {
-    /// Starts the Kubernetes API and puts into it what every cluster has: types and roles.
+    /// Starts the Kubernetes API and puts types and roles into it, unless it is to be a plain cluster.
     pub(crate) async fn start(
         ground: &Arc<Ground>,
-        _lab: &LabSpec,
+        lab: &LabSpec,
         spec: &ClusterSpec,
         net: ClusterNet,
     ) -> Result<Self> {
@@ -57,8 +57,10 @@ impl Cluster {
             &plan.service_ranges(),
         )
         .await?;
-        crds::install(&api.client).await?;
-        rbac::install(&api.client).await?;
+        if lab.mesh {
+            crds::install(&api.client).await?;
+            rbac::install(&api.client).await?;
+        }
         Ok(Self { spec: spec.clone(), net, api, ground: Arc::clone(ground), projections: OnceLock::new() })
     }
 
@@ -123,7 +125,7 @@ impl Cluster {
             found.map(|p| p.connected).ok_or_else(|| format!("it has no peer {peer}"))
         });
         let answers = futures::future::join_all(asked).await;
-        match answers.iter().any(|answer| *answer == Ok(true)) {
+        match answers.contains(&Ok(true)) {
             true => Ok(true),
             false if answers.contains(&Ok(false)) => Ok(false),
             false => answers.into_iter().next().unwrap_or_else(|| Err("it has no apiserver".into())),

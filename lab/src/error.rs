@@ -55,7 +55,7 @@ pub enum LabError {
         tail: String,
     },
     /// The machine lacks something: one line for each, each with what to do.
-    #[error("this machine cannot run a lab:\n{0}")]
+    #[error("this machine lacks what that takes:\n{0}")]
     Missing(String),
     /// What the user asked for does not exist or makes no sense; the message says what does.
     #[error("{0}")]

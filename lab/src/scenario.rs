@@ -45,6 +45,8 @@ pub struct Scenario {
     pub encryption: Encryption,
     /// 255 or 511.
     pub max_connected_clusters: u16,
+    /// Whether Isthmus is installed in the clusters; without, they are plain clusters.
+    pub mesh: bool,
     /// How clusters find and trust each other.
     pub peering: Peering,
     /// Whether the clusters are connected from the beginning; if not, they have the Secrets for it.
@@ -71,6 +73,8 @@ struct File {
     encryption: Encryption,
     #[serde(default = "default_max_connected_clusters")]
     max_connected_clusters: u16,
+    #[serde(default = "default_mesh")]
+    mesh: bool,
     #[serde(default)]
     peering: Peering,
     #[serde(default = "default_connected")]
@@ -103,6 +107,10 @@ fn default_max_connected_clusters() -> u16 {
 
 fn default_nodes() -> usize {
     1
+}
+
+fn default_mesh() -> bool {
+    true
 }
 
 fn default_connected() -> bool {
@@ -171,6 +179,7 @@ impl Scenario {
             store: file.store,
             encryption: file.encryption,
             max_connected_clusters: file.max_connected_clusters,
+            mesh: file.mesh,
             peering: file.peering,
             connected: file.connected,
             drain_grace: file.drain_grace,
@@ -192,7 +201,7 @@ impl Scenario {
             peering: self.peering,
             connected: self.connected,
             drain_grace: self.drain_grace,
-            mesh: true,
+            mesh: self.mesh,
             clusters: self.clusters.clone(),
         }
     }

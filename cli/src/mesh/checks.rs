@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::certificates::{Certificate, Validity, utc};
-use super::facts::{Clock, Facts, Identity, Published, ServiceRanges};
+use super::facts::{Clock, Facts, Identity, Leader, Published, ServiceRanges};
 
 /// Clocks that differ by less than this are told of nowhere: the API servers' are known to the second.
 const CLOCKS: TimeDelta = TimeDelta::seconds(10);
@@ -122,6 +122,8 @@ pub(crate) fn of_cluster(facts: &Facts) -> Vec<Finding> {
             format!("`kubectl --context {} -n {} get pods` shows why", facts.context, facts.namespace),
         )),
         Some(_) => {}
+        // It runs, somewhere.
+        None if facts.leader.as_ref().is_some_and(Leader::is_there) => {}
         None if facts.identity().is_some() => findings.push(Finding::warning(
             context,
             format!("{map} is there, but no Deployment or StatefulSet {}", names::APISERVER),

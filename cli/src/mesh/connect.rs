@@ -33,6 +33,9 @@ use crate::output::{duration, json, note, table};
   # See what would be written, and whether anything speaks against it
   isthmus connect --context a --destination-context b --dry-run
 
+  # The same as manifests, to be kept in a repository; they hold no keys
+  isthmus connect --context a --destination-context b --dry-run -o yaml
+
   # The gateways are reached at other addresses than their Services say
   isthmus connect --context a --destination-context b \\
     --source-endpoint 192.0.2.1:32379 --destination-endpoint gateway.b.example
@@ -85,6 +88,8 @@ pub(crate) enum Output {
     Table,
     /// For programs
     Json,
+    /// With --dry-run: the Secrets as manifests, to be kept in a repository and applied by whoever applies the rest
+    Yaml,
 }
 
 /// What was done, and what came of it.
@@ -113,6 +118,9 @@ struct Written {
 
 /// Checks, writes, waits, prints.
 pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
+    if args.output == Output::Yaml && !args.dry_run {
+        return Err(MeshError::Usage("-o yaml prints what would be written: give --dry-run, too".into()));
+    }
     let contexts = args.kube.contexts()?;
     let mut names = vec![contexts.or_current(args.context.as_deref())?];
     names.extend(args.destination_context.iter().cloned());
@@ -120,6 +128,7 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
     let given = given_endpoints(&names, &args)?;
     let links = links(names.len(), args.connection_mode);
     let quiet = args.output == Output::Json;
+    // What is piped into a file still says on the terminal what speaks against it.
     if !quiet {
         note(&format!("Checking {} ...", names.join(", ")));
     }
@@ -149,7 +158,10 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
         return Ok(ExitCode::FAILURE);
     }
     if args.dry_run {
-        print(&report, quiet);
+        match args.output {
+            Output::Yaml => say!("{}", manifests(&steps)?),
+            Output::Table | Output::Json => print(&report, quiet),
+        }
         return Ok(ExitCode::SUCCESS);
     }
     write(&clusters, &steps, quiet).await?;
@@ -390,6 +402,19 @@ fn print(report: &Report, quiet: bool) {
     } else if !report.peers.is_empty() {
         say!("{}", peer_table(&report.peers, false));
     }
+}
+
+/// The Secrets as documents, each under the context that it is for.
+fn manifests(steps: &[Step]) -> Result<String, MeshError> {
+    let documents = steps.iter().map(|step| {
+        let text = serde_norway::to_string(&apply::manifest(step))
+            .map_err(|error| MeshError::Invalid(format!("{}: {error}", step.name())))?;
+        Ok(format!(
+            "# For {}: how to reach {}, and the certificates of its authority.\n{text}",
+            step.context, step.peer
+        ))
+    });
+    Ok(documents.collect::<Result<Vec<_>, MeshError>>()?.join("---\n"))
 }
 
 fn would(change: Change) -> &'static str {

@@ -1,9 +1,9 @@
 //! Which Secrets make clusters know each other: what is to be there and what is there in, what changes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerEndpoint, PeerSecret, secret_name, wants_connection};
-use isthmus_crds::{ClusterInfo, MANAGED_BY_LABEL, names};
+use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, names};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -208,13 +208,18 @@ fn differences(present: &Secret, wanted: &PeerSecret) -> Vec<&'static str> {
     let Ok(read) = PeerSecret::parse(present) else { return vec!["what cannot be read of it"] };
     [
         ("its endpoints", read.endpoints != wanted.endpoints),
-        ("its ca.crt", read.ca.as_str().trim() != wanted.ca.as_str().trim()),
+        ("its ca.crt", authorities(&read.ca) != authorities(&wanted.ca)),
         ("its server-name", read.server_name() != wanted.server_name()),
         (CONNECT_ANNOTATION, read.connect != wanted.connect),
     ]
     .into_iter()
     .filter_map(|(what, differs)| differs.then_some(what))
     .collect()
+}
+
+/// What a bundle trusts, however it is written: another order or a comment is no reason to connect anew.
+fn authorities(bundle: &CaBundle) -> BTreeSet<Vec<u8>> {
+    bundle.certificates().map(|certificate| certificate.to_vec()).collect()
 }
 
 #[cfg(test)]

@@ -9,9 +9,11 @@ use ipnet::IpNet;
 use isthmus_crds::peer::PEER_SECRET_TYPE;
 use isthmus_crds::{ClusterInfo, ClusterPeer, names};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
 use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
+use serde::Serialize;
 use serde_json::json;
 
 use super::certificates::{self, Certificate};
@@ -36,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) info: Published,
     /// Its clustermesh-apiserver.
     pub(crate) apiserver: Option<Workload>,
+    /// The replica of it that leads.
+    pub(crate) leader: Option<Leader>,
     /// The Service in front of the gateway.
     pub(crate) service: Option<Service>,
     /// All nodes.
@@ -85,6 +89,25 @@ pub(crate) struct Workload {
     pub(crate) desired: i32,
     /// How many are ready.
     pub(crate) ready: i32,
+}
+
+/// Which replica leads.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Leader {
+    /// Its name.
+    pub(crate) holder: String,
+    /// Seconds since it last said so, by this machine's clock.
+    pub(crate) renewed_seconds: f64,
+    /// After so many another one may lead.
+    pub(crate) lease_seconds: i32,
+}
+
+impl Leader {
+    /// Whether it has been heard of. Twice the lease's time, for clocks differ.
+    pub(crate) fn is_there(&self) -> bool {
+        self.renewed_seconds <= 2.0 * f64::from(self.lease_seconds.max(1))
+    }
 }
 
 /// What matters of a Node.
@@ -141,10 +164,11 @@ impl Facts {
     pub(crate) async fn read(api: &Api) -> Result<Self, Refusal> {
         let clock = clock(api).await?;
         let mut unread = Vec::new();
-        let (uid, info, apiserver, service, nodes, services, secrets, peers) = tokio::join!(
+        let (uid, info, apiserver, leader, service, nodes, services, secrets, peers) = tokio::join!(
             uid(api),
             published(api),
             apiserver(api),
+            leader(api),
             gateway_service(api),
             nodes(api),
             service_ranges(api),
@@ -160,6 +184,7 @@ impl Facts {
             uid: or_note.take(uid).flatten(),
             info,
             apiserver: or_note.take(apiserver).flatten(),
+            leader: or_note.take(leader).flatten(),
             service: or_note.take(service).flatten(),
             nodes,
             pods,
@@ -241,6 +266,23 @@ pub(crate) async fn apiserver(api: &Api) -> Result<Option<Workload>, Refusal> {
         let ready = found.status.and_then(|status| status.ready_replicas).unwrap_or(0);
         Workload { kind: "StatefulSet", desired, ready }
     }))
+}
+
+/// Which replica leads, if any ever did.
+pub(crate) async fn leader(api: &Api) -> Result<Option<Leader>, Refusal> {
+    let name = names::LEASE;
+    let found = api.namespaced::<Lease>().get_opt(name).await;
+    let found = found.map_err(|error| api.refused(format!("read Lease {}/{name}", api.namespace), error))?;
+    let leader = |lease: Lease| {
+        let spec = lease.spec?;
+        let renewed = spec.renew_time?.0.as_second();
+        Some(Leader {
+            holder: spec.holder_identity.filter(|holder| !holder.is_empty())?,
+            renewed_seconds: (Utc::now().timestamp() - renewed).max(0) as f64,
+            lease_seconds: spec.lease_duration_seconds.unwrap_or(15),
+        })
+    };
+    Ok(found.and_then(leader))
 }
 
 async fn gateway_service(api: &Api) -> Result<Option<Service>, Refusal> {

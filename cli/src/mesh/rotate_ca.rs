@@ -14,7 +14,7 @@ use clap::Args;
 use clustermesh_apiserver::certificates::rotation::{
     MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
 };
-use isthmus_crds::{ClusterInfo, names};
+use isthmus_crds::{ClusterInfo, ClusterPeer, names};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
@@ -182,7 +182,7 @@ impl Rotating<'_> {
                     self.ask_and_wait(request, until).await?
                 }
                 Next::TellPeersAndAsk(request, until) => {
-                    self.tell("telling the peers of both CAs");
+                    self.tell("telling the peers of both CAs, if they do not know yet");
                     match self.tell_peers().await? {
                         Some(stopped) => Some(stopped),
                         None => {
@@ -257,7 +257,9 @@ impl Rotating<'_> {
                         )));
                     }
                     let line = format!("{}: {}", seen.state, seen.message);
-                    if self.args.output == Output::Table && line != told {
+                    // What it said before it was asked is of no interest.
+                    let news = !seen.message.is_empty() && begun.elapsed() > POLL / 2 && line != told;
+                    if news && self.args.output == Output::Table {
                         note(&format!("{:>6.1}s  {line}", begun.elapsed().as_secs_f64()));
                         told = line;
                     }
@@ -266,11 +268,11 @@ impl Rotating<'_> {
                 Err(_) => {}
             }
             if begun.elapsed() > self.args.wait_duration {
-                let why = if told.is_empty() { "no answer" } else { &told };
-                return Ok(Some(vec![format!(
-                    "{} is not {until} ({why}): does a clustermesh-apiserver lead?",
-                    self.cluster
-                )]));
+                let why = match self.read().await {
+                    Ok(seen) if !seen.message.is_empty() => format!("it is {}: {}", seen.state, seen.message),
+                    _ => "no answer: does a clustermesh-apiserver lead?".to_owned(),
+                };
+                return Ok(Some(vec![format!("{} is not {until}: {why}", self.cluster)]));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -293,7 +295,13 @@ impl Rotating<'_> {
                 ))
             })?;
         }
-        let mut waits = Vec::new();
+        // Their gateways end what was connected with a certificate that they trust no longer: it is connected anew.
+        let own = wait::peers(&self.api).await?;
+        let told = |peer: &ClusterPeer| self.peers.iter().any(|told| told.name == peer.name_any());
+        let own = own.iter().filter(|peer| told(peer)).filter_map(|peer| peer.name_any().parse().ok());
+        let anywhere = Goal::Ready { endpoints: Vec::new(), before: None };
+        let mut waits: Vec<Wait<'_>> =
+            own.map(|peer| Wait { api: &self.api, peer, goal: anywhere.clone() }).collect();
         for (peer, step) in &steps {
             let known = wait::peers(&peer.api).await?;
             let known = known.iter().find(|known| known.name_any() == self.cluster);

@@ -7,13 +7,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
 use isthmus_crds::names;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::coordination::v1::Lease;
 use serde::Serialize;
 
 use super::certificates::{Certificate, Validity, utc};
 use super::contexts::{Api, Contexts};
 use super::error::{MeshError, Refusal};
-use super::facts::{self, Published, Workload};
+use super::facts::{self, Leader, Published, Workload};
 use super::peers::{PeerStatus, peer_table};
 use super::wait;
 use crate::output::{age, json, note, table};
@@ -61,24 +60,6 @@ struct ClusterStatus {
 struct Replicas {
     ready: i32,
     desired: i32,
-}
-
-/// Which replica leads.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Leader {
-    holder: String,
-    /// Seconds since it last said so, by this machine's clock.
-    renewed_seconds: f64,
-    /// After so many another one may lead.
-    lease_seconds: i32,
-}
-
-impl Leader {
-    /// Twice the lease's time, for clocks differ.
-    fn is_there(&self) -> bool {
-        self.renewed_seconds <= 2.0 * f64::from(self.lease_seconds.max(1))
-    }
 }
 
 /// Something that is not well, and where to go on.
@@ -155,7 +136,7 @@ impl Answers {
             facts::published(api),
             facts::apiserver(api),
             agents(api),
-            leader(api),
+            facts::leader(api),
             wait::peers(api),
         );
         let peers = peers.map(|peers| peers.iter().map(|peer| PeerStatus::of(&api.context, peer)).collect());
@@ -310,22 +291,6 @@ async fn agents(api: &Api) -> Result<Option<Replicas>, Refusal> {
         let status = found.status.unwrap_or_default();
         Replicas { ready: status.number_ready, desired: status.desired_number_scheduled }
     }))
-}
-
-async fn leader(api: &Api) -> Result<Option<Leader>, Refusal> {
-    let name = names::LEASE;
-    let found = api.namespaced::<Lease>().get_opt(name).await;
-    let found = found.map_err(|error| api.refused(format!("read Lease {}/{name}", api.namespace), error))?;
-    let leader = |lease: Lease| {
-        let spec = lease.spec?;
-        let renewed = spec.renew_time?.0.as_second();
-        Some(Leader {
-            holder: spec.holder_identity.filter(|holder| !holder.is_empty())?,
-            renewed_seconds: (Utc::now().timestamp() - renewed).max(0) as f64,
-            lease_seconds: spec.lease_duration_seconds.unwrap_or(15),
-        })
-    };
-    Ok(found.and_then(leader))
 }
 
 fn print(report: &Report) {

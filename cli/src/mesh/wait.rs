@@ -28,7 +28,7 @@ const STALE: Duration = Duration::from_secs(300);
 pub(crate) enum Goal {
     /// Everything it shares is mirrored and followed.
     Ready {
-        /// Where it is reached if the change has been taken note of.
+        /// Where it is reached if the change has been taken note of; anywhere if there are none.
         endpoints: Vec<PeerEndpoint>,
         /// The ClusterPeer's resource version before the change: what it says then is no answer to the change.
         before: Option<String>,
@@ -171,7 +171,8 @@ fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
         )),
         (Goal::Ready { endpoints, before }, Some(seen)) => {
             let in_use = seen.status.as_ref().and_then(|status| status.endpoint.as_deref());
-            let elsewhere = in_use.filter(|used| endpoints.iter().all(|e| e.to_string() != *used));
+            let elsewhere = in_use
+                .filter(|used| !endpoints.is_empty() && endpoints.iter().all(|e| e.to_string() != *used));
             if let Some(stale) = stale(seen) {
                 State::Waiting(format!("{peer} may be Ready or not: {stale}"))
             } else if !seen.is(READY) {

@@ -195,10 +195,16 @@ async fn daemons(args: &TroubleshootArgs) -> Result<(Vec<Daemon>, Vec<Daemon>)> 
     let lab = crate::lab::choose(args.lab.clone())?;
     let dir = StateDir::of(&lab);
     let state = dir.read()?;
-    let apiservers = state.clusters.iter().map(|cluster| Daemon {
-        name: format!("clustermesh-apiserver of {}", cluster.name),
-        cluster: Some(cluster.name.to_string()),
-        place: Place::Socket(dir.apiserver_socket(&cluster.name)),
+    let apiservers = state.clusters.iter().flat_map(|cluster| {
+        let sockets = dir.apiserver_sockets(cluster).into_iter();
+        sockets.enumerate().map(|(replica, socket)| Daemon {
+            name: match cluster.replicas {
+                1 => format!("clustermesh-apiserver of {}", cluster.name),
+                _ => format!("clustermesh-apiserver-{replica} of {}", cluster.name),
+            },
+            cluster: Some(cluster.name.to_string()),
+            place: Place::Socket(socket),
+        })
     });
     let agents = state.clusters.iter().flat_map(|cluster| {
         cluster.nodes.iter().map(|node| Daemon {

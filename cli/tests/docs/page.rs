@@ -44,7 +44,9 @@ impl Page {
         let mut next = Block::default();
         let mut lines = text.lines().zip(1..);
         while let Some((line, number)) = lines.next() {
-            if let Some(comment) = line.trim().strip_prefix("<!-- ").and_then(|line| line.strip_suffix(" -->")) {
+            if let Some(comment) =
+                line.trim().strip_prefix("<!-- ").and_then(|line| line.strip_suffix(" -->"))
+            {
                 next.comment(comment).map_err(|error| format!("line {number}: {error}"))?;
                 continue;
             }
@@ -94,7 +96,9 @@ impl Block {
 /// The targets of relative links.
 pub(crate) fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    targets.filter(|target| !target.contains("://") && !target.starts_with('#') && !target.contains(char::is_whitespace))
+    targets.filter(|target| {
+        !target.contains("://") && !target.starts_with('#') && !target.contains(char::is_whitespace)
+    })
 }
 
 #[test]
@@ -106,7 +110,10 @@ fn a_page_is_understood() {
     let [first, second] = page.blocks.as_slice() else { panic!("two blocks") };
     assert!(matches!(&first.lab, Some(Lab::Scenario(folder)) if folder == "docs/labs/two"));
     assert_eq!((first.line, first.commands.as_str(), first.exits), (2, "true", 0));
-    assert_eq!((second.commands.as_str(), second.exits, second.shows.as_slice()), ("false", 1, &["no".to_owned()][..]));
+    assert_eq!(
+        (second.commands.as_str(), second.exits, second.shows.as_slice()),
+        ("false", 1, &["no".to_owned()][..])
+    );
     assert!(Page::parse("```bash\ntrue\n```\n").is_err(), "a command that nobody would run");
     assert!(Page::parse("<!-- exit: 1 -->\n").is_err(), "a slip in a comment");
 }

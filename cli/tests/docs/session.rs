@@ -59,8 +59,9 @@ impl Session {
 
     fn raise(&self, page: &str, scenario: &str) {
         self.down();
-        let script =
-            format!("isthmus lab up {scenario} --name {LAB}\nexport KUBECONFIG=$(isthmus lab kubeconfig --lab {LAB})");
+        let script = format!(
+            "isthmus lab up {scenario} --name {LAB}\nexport KUBECONFIG=$(isthmus lab kubeconfig --lab {LAB})"
+        );
         let (code, output) = self.bash(&script);
         assert_eq!(code, Some(0), "docs/{page}: the lab {scenario} does not come up: {output}");
     }
@@ -83,8 +84,8 @@ impl Session {
             .args(["-c", &script])
             .current_dir(&self.root)
             .env("PATH", format!("{}:{path}", programs.display()))
-            .env("HOME", self.folder.path())
-            .env_remove("KUBECONFIG")
+            // No page is to meet a cluster of whoever runs the tests.
+            .env("KUBECONFIG", self.folder.path().join("no-clusters"))
             .stdin(Stdio::null())
             .output()
             .unwrap();

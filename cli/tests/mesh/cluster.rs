@@ -85,11 +85,21 @@ impl Cluster {
     }
 
     async fn install(&self, setup: &Setup) {
+        self.make_namespace().await;
+        self.define(isthmus_crds::own_definitions()).await;
+        self.publish(&info(setup.name, setup.id)).await;
+        self.serve().await;
+    }
+
+    pub(crate) async fn make_namespace(&self) {
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
         namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    }
+
+    pub(crate) async fn define(&self, all: Vec<CustomResourceDefinition>) {
         let definitions: Api<CustomResourceDefinition> = Api::all(self.client.clone());
-        for definition in isthmus_crds::own_definitions() {
+        for definition in all {
             let name = definition.name_any();
             definitions.create(&PostParams::default(), &definition).await.unwrap();
             let established = kube::runtime::wait::await_condition(
@@ -99,7 +109,9 @@ impl Cluster {
             );
             tokio::time::timeout(DEADLINE, established).await.unwrap().unwrap();
         }
-        self.publish(&info(setup.name, setup.id)).await;
+    }
+
+    async fn serve(&self) {
         let pods = json!({
             "selector": {"matchLabels": {"app": "x"}},
             "template": {"metadata": {"labels": {"app": "x"}}, "spec": {"containers": [{"name": "x", "image": "x"}]}},

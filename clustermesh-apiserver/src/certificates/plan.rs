@@ -183,3 +183,133 @@ fn expiry(authority: &AuthoritySecret, now: DateTime<Utc>, plan: &mut Plan) {
         plan.due = plan.due.into_iter().chain([warn]).min();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificates::rotation::REQUEST_ANNOTATION;
+
+    const LIFE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+    /// What the API holds, and what becomes of it when plans are carried out.
+    struct World {
+        secrets: Vec<(&'static str, Option<Secret>)>,
+        leaves: Vec<Leaf>,
+        now: DateTime<Utc>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let leaves = Leaf::all("alpha", "isthmus-system", &[]);
+            let names = leaves.iter().map(|leaf| leaf.secret).chain([CA_SECRET]);
+            Self { secrets: names.map(|name| (name, None)).collect(), leaves, now: Utc::now() }
+        }
+
+        fn authority(&self) -> Option<AuthoritySecret> {
+            let (_, secret) = self.secrets.iter().find(|(name, _)| *name == CA_SECRET)?;
+            secret.as_ref().map(|secret| AuthoritySecret::parse(secret).ok().unwrap())
+        }
+
+        fn plan(&self, settled: bool) -> Plan {
+            let authority = self.authority();
+            let bundle = authority.as_ref().map(AuthoritySecret::bundle);
+            let facts = Facts {
+                cluster: "alpha",
+                secrets: &Secrets::of(self.secrets.clone()),
+                leaves: &self.leaves,
+                validity: LIFE,
+                now: self.now,
+                remembered: None,
+                published: bundle.as_deref(),
+                settled,
+            };
+            plan(&facts, authority.as_ref()).unwrap()
+        }
+
+        /// Carries plans out until there is nothing more to write.
+        fn settle(&mut self, settled: bool) {
+            for _ in 0..10 {
+                let writes = self.plan(settled).writes;
+                if writes.is_empty() {
+                    return;
+                }
+                for write in writes {
+                    self.secrets.iter_mut().find(|(name, _)| *name == write.name).unwrap().1 =
+                        Some(write.secret);
+                }
+            }
+            panic!("there is always more to write");
+        }
+
+        fn ask(&mut self, request: &str) {
+            let (_, secret) = self.secrets.iter_mut().find(|(name, _)| *name == CA_SECRET).unwrap();
+            let annotations = secret.as_mut().unwrap().metadata.annotations.get_or_insert_default();
+            annotations.insert(REQUEST_ANNOTATION.to_owned(), request.to_owned());
+        }
+
+        fn leaf(&self, number: usize) -> Option<Secret> {
+            self.secrets[number].1.clone()
+        }
+    }
+
+    #[test]
+    fn from_nothing_everything_is_made_and_then_nothing_is_written() {
+        let mut world = World::new();
+        assert_eq!(world.plan(true).writes.len(), 1, "first the authority");
+        world.settle(true);
+        assert!((0..5).all(|number| world.leaf(number).is_some()));
+        let plan = world.plan(true);
+        assert!(plan.spread.is_some() && plan.problems.is_empty());
+        let due = plan.due.expect("something is renewed some day");
+        assert!(due < world.now + LIFE * 2 / 3 && due > world.now + LIFE / 2);
+    }
+
+    #[test]
+    fn what_is_not_known_yet_is_not_made() {
+        let mut world = World::new();
+        let authority = world.secrets.pop().unwrap();
+        assert!(world.plan(true).writes.is_empty(), "the authority may be there");
+        world.secrets.push(authority);
+        world.secrets.remove(0);
+        world.settle(true);
+        assert!(world.authority().is_some());
+        assert!(world.secrets[..4].iter().all(|(_, secret)| secret.is_none()), "a certificate may be there");
+    }
+
+    #[test]
+    fn a_rotation_waits_until_what_it_has_written_has_settled() {
+        let mut world = World::new();
+        world.settle(true);
+        let before = world.leaf(0);
+        world.ask("prepare");
+        world.settle(false);
+        assert_eq!(world.authority().unwrap().rotation, Rotation::Preparing);
+        let trusting = world.leaf(0).unwrap();
+        assert_ne!(Some(&trusting), before.as_ref(), "its bundle has grown");
+        assert_eq!(trusting.data.as_ref().unwrap()["tls.crt"], before.unwrap().data.unwrap()["tls.crt"]);
+        world.ask("activate");
+        world.settle(false);
+        assert_eq!(world.authority().unwrap().rotation, Rotation::Preparing, "agents have not followed yet");
+        world.settle(true);
+        assert_eq!(world.authority().unwrap().rotation, Rotation::Activated);
+        let issued = world.leaf(0).unwrap();
+        assert_ne!(issued.data.as_ref().unwrap()["tls.crt"], trusting.data.unwrap()["tls.crt"]);
+        world.ask("finish");
+        world.settle(true);
+        let done = world.authority().unwrap();
+        assert_eq!((done.rotation, done.message()), (Rotation::Steady, None));
+        assert_eq!(world.leaf(0).unwrap().data.unwrap()["tls.crt"], issued.data.unwrap()["tls.crt"]);
+    }
+
+    #[test]
+    fn an_authority_near_its_end_is_a_problem_and_one_after_it_issues_nothing() {
+        let mut world = World::new();
+        world.settle(true);
+        world.now += Duration::from_secs(9 * 365 * 24 * 60 * 60);
+        assert!(world.plan(true).problems[0].1.contains("rotate-ca"));
+        world.now += Duration::from_secs(2 * 365 * 24 * 60 * 60);
+        let plan = world.plan(true);
+        assert!(plan.problems[0].1.contains("the clock here says"), "{:?}", plan.problems);
+        assert!(plan.writes.is_empty());
+    }
+}

@@ -32,6 +32,13 @@ impl Secrets {
         self.by_name.get(name)?.as_deref()
     }
 
+    /// These and no others.
+    #[cfg(test)]
+    pub(super) fn of(all: impl IntoIterator<Item = (&'static str, Option<Secret>)>) -> Self {
+        let by_name = all.into_iter().map(|(name, secret)| (name, secret.map(Arc::new))).collect();
+        Self { by_name, trouble: BTreeMap::new() }
+    }
+
     /// Whether it is known that there is, or is not, this Secret.
     pub(super) fn knows(&self, name: &str) -> bool {
         self.by_name.contains_key(name)

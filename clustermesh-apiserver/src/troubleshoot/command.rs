@@ -8,7 +8,9 @@ use isthmus_crds::names::DEFAULT_NAMESPACE;
 use isthmus_kvstore::client::steps::Resolver;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 
-use super::{Limits, Origin, Outcome, Report, Setup, Signs, Target, Troubleshooter, in_directory, text};
+use super::{
+    HERE, Limits, Origin, Outcome, Report, Setup, Signs, Target, Troubleshooter, in_directory, text,
+};
 use crate::relay::OwnCluster;
 
 const EXAMPLES: &str = "\
@@ -78,7 +80,7 @@ pub async fn run(flags: &Flags) -> ExitCode {
 /// There is nothing to probe.
 pub async fn from_files(flags: &Flags) -> Result<Report, String> {
     let targets = targets(flags)?;
-    let cluster = flags.cluster_name.as_ref().map_or_else(|| "this side".to_owned(), ToString::to_string);
+    let cluster = flags.cluster_name.as_ref().map_or_else(|| HERE.to_owned(), ToString::to_string);
     let own = flags.cluster_name.clone().zip(flags.cluster_id);
     let setup = Setup {
         cluster,

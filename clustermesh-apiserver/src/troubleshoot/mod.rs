@@ -40,6 +40,8 @@ pub use self::target::{Target, in_directory};
 use crate::relay::OwnCluster;
 use crate::status::PeerStatus;
 
+/// What stands for the own cluster's name where that is not known.
+const HERE: &str = "here";
 /// How many peers are probed at the same time.
 const AT_ONCE: usize = 8;
 

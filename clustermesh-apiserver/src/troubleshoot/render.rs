@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::HERE;
 use super::fault::instant;
 use super::report::{Finding, Origin, Outcome, PeerReport, Report, StepReport};
 
@@ -93,7 +94,11 @@ fn finding(out: &mut String, finding: &Finding, signs: Signs) {
     let _ = writeln!(out, "{:indent$}{} {}", "", signs.sign(finding.severity), finding.problem);
     let indent = indent + signs.width() + 1;
     let _ = writeln!(out, "{:indent$}likely cause: {}", "", finding.cause);
-    let _ = writeln!(out, "{:indent$}run next, in {}: {}", "", finding.next.cluster, finding.next.command);
+    let at = match finding.next.cluster.as_str() {
+        HERE => HERE.to_owned(),
+        cluster => format!("in {cluster}"),
+    };
+    let _ = writeln!(out, "{:indent$}run next, {at}: {}", "", finding.next.command);
 }
 
 fn verdict(peer: &PeerReport) -> String {

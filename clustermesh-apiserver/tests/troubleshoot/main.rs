@@ -5,6 +5,7 @@
 mod fixture;
 mod names;
 mod reach;
+mod secrets;
 mod store;
 mod trust;
 

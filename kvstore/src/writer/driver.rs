@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use etcd_client::{Error, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
@@ -11,10 +11,17 @@ use crate::{
     backoff::Backoff,
     client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
+    memory::StoreId,
 };
 
 /// Transactions that wait for their answer at the same time.
 const IN_FLIGHT: usize = 4;
+/// Whose turn it is to write. A transaction counts only while that is the writer's own mark: one that was stopped where it
+/// stood, and goes on when another writes in its place, changes nothing any more, however late it is told so.
+const TURN: &str = "isthmus/.writer";
+/// Time in which a writer in whose place another writes should have been told to end. One that goes on after that is the right
+/// one.
+const TOLD_BY_THEN: Duration = Duration::from_secs(10);
 /// Waits between attempts at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
@@ -34,18 +41,29 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
     let limiter = Arc::new(RateLimiter::new(limits));
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut rounds = Rounds::default();
+    let mut turn = Turn { mark: format!("{:016x}", StoreId::random().0), taken: false };
     loop {
         let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
             Ok(connected) => {
                 let session = Session::new(connected.client, Arc::clone(&limiter));
                 let failure = tokio::select! {
-                    failure = write(queue, &session, config, &mut backoff) => failure,
+                    failure = write(queue, &session, config, &mut turn, &mut backoff) => failure,
                     failure = keep_alive(queue, &session, config.lease_ttl) => failure,
                 };
                 match failure {
                     Failure::Exchanged(exchanged) => return exchanged,
                     Failure::Session(error) => error.to_string(),
+                    Failure::Superseded => {
+                        let error = "another replica writes to etcd; this one waits until it is told to end";
+                        tracing::warn!("{error}");
+                        queue.trouble(error.to_owned());
+                        sleep(TOLD_BY_THEN).await;
+                        // Whatever the other has written meanwhile is written over.
+                        turn.taken = false;
+                        queue.leases().into_iter().for_each(|lease| queue.lease_lost(lease));
+                        continue;
+                    }
                 }
             }
         };
@@ -71,6 +89,30 @@ pub struct Exchanged {
 enum Failure {
     Session(SessionError),
     Exchanged(Exchanged),
+    /// Another writes.
+    Superseded,
+}
+
+/// See [`TURN`].
+struct Turn {
+    mark: String,
+    /// Taken once, and not again with another connection: it may have become another's meanwhile.
+    taken: bool,
+}
+
+impl Turn {
+    async fn take(&mut self, session: &Session) -> Result<(), SessionError> {
+        if !self.taken {
+            transaction(session.clone(), Txn::new().and_then([TxnOp::put(TURN, self.mark.as_str(), None)]))
+                .await?;
+            self.taken = true;
+        }
+        Ok(())
+    }
+
+    fn own(&self) -> Compare {
+        Compare::value(TURN, CompareOp::Equal, self.mark.as_str())
+    }
 }
 
 impl From<SessionError> for Failure {
@@ -80,7 +122,13 @@ impl From<SessionError> for Failure {
 }
 
 /// Writes until the connection fails.
-async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff: &mut Backoff) -> Failure {
+async fn write(
+    queue: &Queue,
+    session: &Session,
+    config: &DriverConfig,
+    turn: &mut Turn,
+    backoff: &mut Backoff,
+) -> Failure {
     // Which cluster is it? Nothing is written to a wrong one.
     if let Err(error) = session.get(&"cilium/.heartbeat".into()).await {
         return error.into();
@@ -93,6 +141,9 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
                 is: format!("{:x}", other.unwrap_or_default()),
             });
         }
+    }
+    if let Err(error) = turn.take(session).await {
+        return error.into();
     }
     let mut flying = FuturesUnordered::new();
     let mut batches = Batches { queue, flying: HashMap::new() };
@@ -111,7 +162,7 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
                     }
                 }
                 Work::Batch(batch) => {
-                    let transaction = transaction(session.clone(), txn(&batch));
+                    let transaction = transaction(session.clone(), txn(&batch, turn.own()));
                     batches.flying.insert(next, batch);
                     flying.push(async move { (next, transaction.await) });
                     next += 1;
@@ -128,9 +179,13 @@ async fn write(queue: &Queue, session: &Session, config: &DriverConfig, backoff:
         };
         let batch = batches.flying.remove(&number).expect("what lands has been flying");
         match result {
-            Ok(revision) => {
+            Ok(Some(revision)) => {
                 queue.done(&batch, revision);
                 backoff.reset();
+            }
+            Ok(None) => {
+                queue.failed(&batch, false, "another replica writes to etcd".into());
+                return Failure::Superseded;
             }
             Err(error) => {
                 refused(queue, session, &batch, &error.to_string()).await;
@@ -181,7 +236,7 @@ async fn refused(queue: &Queue, session: &Session, batch: &[Write], error: &str)
     }
 }
 
-fn txn(batch: &[Write]) -> Txn {
+fn txn(batch: &[Write], own_turn: Compare) -> Txn {
     let ops: Vec<TxnOp> = batch
         .iter()
         .map(|write| match &write.value {
@@ -191,13 +246,15 @@ fn txn(batch: &[Write]) -> Txn {
             None => TxnOp::delete(write.key.as_ref(), None),
         })
         .collect();
-    Txn::new().and_then(ops)
+    Txn::new().when([own_turn]).and_then(ops)
 }
 
-async fn transaction(session: Session, txn: Txn) -> Result<i64, SessionError> {
+/// The revision that it made; none if what it depends on does not hold.
+async fn transaction(session: Session, txn: Txn) -> Result<Option<i64>, SessionError> {
     let mut kv = session.client().kv_client();
     let response = session.call(kv.txn(txn)).await?;
-    session.check(response.header())
+    let revision = session.check(response.header())?;
+    Ok(response.succeeded().then_some(revision))
 }
 
 async fn grant(queue: &Queue, session: &Session, ttl: Duration) -> Result<(), SessionError> {

@@ -260,7 +260,8 @@ async fn a_hundred_and_thirty_thousand_keys_share_leases_of_a_thousand() {
     assert_eq!(client.leases().await.unwrap().leases().len(), 130);
     let count = etcd_client::GetOptions::new().with_prefix().with_count_only();
     assert_eq!(client.get("cilium/state/ip/", Some(count)).await.unwrap().count(), 130_000);
-    wait::until("the store has followed", async || engine.store().stats().keys == 130_000).await;
+    // One more says whose turn it is to write.
+    wait::until("the store has followed", async || engine.store().stats().keys == 130_001).await;
     // Room in a lease is used again.
     for index in 0..1_000 {
         term.writer().delete(format!("cilium/state/ip/v1/default/{index:06}"));
@@ -310,4 +311,34 @@ async fn a_term_that_has_ended_writes_no_more_and_the_next_takes_over_what_it_le
     again.writer().put(key("later"), "3");
     again.writer().flush().await;
     wait::until("the second follows it", async || keys(second.store(), PREFIX).len() == 3).await;
+}
+
+#[tokio::test]
+async fn a_writer_that_has_not_been_told_that_another_writes_in_its_place_changes_nothing() {
+    let etcd = Etcd::start().await;
+    let first = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let second = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let stale = first.begin_term();
+    stale.writer().put(key("a"), "1");
+    stale.writer().flush().await;
+
+    // As for a replica that was stopped where it stood: its term goes on for all that it knows.
+    let term = second.begin_term();
+    term.writer().put(key("a"), "2");
+    term.writer().flush().await;
+    stale.writer().put(key("a"), "3");
+    wait::until("the first learns of it", async || {
+        let status = stale.writer().status();
+        status.last_error.is_some_and(|error| error.contains("another replica writes"))
+    })
+    .await;
+    term.writer().put(key("b"), "2");
+    term.writer().flush().await;
+    wait::until("both have followed", async || {
+        [&first, &second].iter().all(|engine| value(engine.store(), &key("b")).is_some())
+    })
+    .await;
+    for engine in [&first, &second] {
+        assert_eq!(value(engine.store(), &key("a")).as_deref(), Some("2"));
+    }
 }

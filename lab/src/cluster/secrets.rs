@@ -39,6 +39,8 @@ impl Cluster {
 
     pub(super) fn secrets_flags(&self, flags: &mut Flags) {
         flags.add("--namespace", NAMESPACE);
+        // The lab's kubelets show a change at once.
+        flags.add("--ca-rotation-settle", "2s");
         // Agents know the gateways by these, peers by a name.
         for gateway in self.gateways() {
             flags.add("--gateway-san", gateway.ip().to_string());

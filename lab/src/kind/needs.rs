@@ -90,6 +90,9 @@ pub fn fits(scenario: &Scenario) -> Result<()> {
     if scenario.peering == Peering::Files {
         reasons.push("  peering: files: the installation is for Secrets".into());
     }
+    if !scenario.mesh {
+        reasons.push("  mesh: false: `kind create cluster` alone makes such clusters".into());
+    }
     reasons.extend(scenario.steps.iter().enumerate().filter_map(|(i, step)| {
         step.verb.needs_lab().map(|why| format!("  step {} ({}): {why}", i + 1, step.say))
     }));

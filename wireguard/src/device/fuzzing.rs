@@ -31,10 +31,10 @@ impl Receiver {
         let shared = &self.device.shared;
         self.cache.refresh(&shared.table);
         let sockets = shared.sockets();
-        let queue = &shared.tun.queues()[0];
-        let mut inlet = Inlet { shared, cache: &mut self.cache, queue, sockets: sockets.pair(0) };
+        let queues = shared.tun.queues(0);
+        let mut inlet = Inlet { shared, cache: &mut self.cache, queues, sockets: sockets.pair(0) };
         let datagrams = Datagrams { bytes, size: size.max(1), from: Endpoint::new(from), congested: false };
         self.inbound.take(&mut inlet, datagrams);
-        self.inbound.flush(queue, shared);
+        self.inbound.flush(queues, shared);
     }
 }

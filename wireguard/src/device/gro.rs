@@ -49,6 +49,8 @@ struct Item {
     packets: u16,
     /// Bytes of IP packet when joined.
     total: u32,
+    /// The same for all packets of a flow.
+    slot: usize,
     flow: Option<Flow>,
 }
 
@@ -90,7 +92,7 @@ impl Coalescer {
         let index = self.packets.len() as u32;
         self.packets.push(Packet { at: range.start as u32, length: packet.len() as u32, next: NONE });
         let Some((headers, slot)) = Headers::parse(packet) else {
-            self.items.push(Item::single(index, packet.len(), None));
+            self.items.push(Item::single(index, packet.len(), 0, None));
             return;
         };
         let flow = Flow::begin(packet, headers, self.udp);
@@ -114,12 +116,12 @@ impl Coalescer {
         }
         // From here on the flow continues, if at all, behind this packet.
         self.slots[slot] = self.items.len() as u32;
-        self.items.push(Item::single(index, packet.len(), flow));
+        self.items.push(Item::single(index, packet.len(), slot, flow));
     }
 
     /// Gives each segment and each single packet to `write`, as slices that begin with the vnet header, in the order
-    /// of their first packets, and forgets them.
-    pub(crate) fn flush(&mut self, arena: &mut [u8], mut write: impl FnMut(&[IoSlice<'_>])) {
+    /// of their first packets, and forgets them. The number that comes with them is the same for all of a flow.
+    pub(crate) fn flush(&mut self, arena: &mut [u8], mut write: impl FnMut(usize, &[IoSlice<'_>])) {
         for item in &self.items {
             let first = &self.packets[item.first as usize];
             let first = first.at as usize..(first.at + first.length) as usize;
@@ -142,7 +144,7 @@ impl Coalescer {
                 count += 1;
                 next = packet.next;
             }
-            write(&slices[..count]);
+            write(item.slot, &slices[..count]);
         }
         self.items.clear();
         self.packets.clear();
@@ -151,8 +153,8 @@ impl Coalescer {
 }
 
 impl Item {
-    fn single(index: u32, length: usize, flow: Option<Flow>) -> Self {
-        Self { first: index, last: index, packets: 1, total: length as u32, flow }
+    fn single(index: u32, length: usize, slot: usize, flow: Option<Flow>) -> Self {
+        Self { first: index, last: index, packets: 1, total: length as u32, slot, flow }
     }
 }
 
@@ -345,7 +347,7 @@ mod tests {
             coalescer.push(&arena, range);
         }
         let mut written = Vec::new();
-        coalescer.flush(&mut arena, |slices| {
+        coalescer.flush(&mut arena, |_, slices| {
             written.push(slices.iter().flat_map(|slice| slice.iter().copied()).collect());
         });
         written
@@ -384,6 +386,30 @@ mod tests {
             assert_eq!(written.len(), 1);
             assert_eq!(cut(&written), packets);
         }
+    }
+
+    #[test]
+    fn all_of_a_flow_is_written_under_one_number_and_flows_are_spread_over_many() {
+        let mut coalescer = Coalescer::new(64, true);
+        let (mut arena, mut ranges) = (Vec::new(), Vec::new());
+        for port in 0..32 {
+            for payload in [vec![1; 10], Vec::new()] {
+                let mut packet = TestPacket::tcp(Family::V4, 1, payload);
+                packet.ports.0 = 40_000 + port;
+                let packet = packet.build();
+                ranges.push(arena.len()..arena.len() + packet.len());
+                arena.extend(packet);
+            }
+        }
+        ranges.into_iter().for_each(|range| coalescer.push(&arena, range));
+        let mut numbers = std::collections::BTreeMap::<[u8; 2], Vec<usize>>::new();
+        coalescer.flush(&mut arena, |number, slices| {
+            numbers.entry([slices[1][20], slices[1][21]]).or_default().push(number);
+        });
+        assert_eq!(numbers.len(), 32);
+        assert!(numbers.values().all(|of_flow| of_flow.len() == 2 && of_flow[0] == of_flow[1]));
+        let used: std::collections::BTreeSet<_> = numbers.values().map(|of_flow| of_flow[0] % 8).collect();
+        assert!(used.len() > 4, "32 flows in {used:?} of 8 queues");
     }
 
     #[test]

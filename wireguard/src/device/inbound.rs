@@ -14,7 +14,7 @@ use super::lane::{HANDSHAKE_MAX, is_data, receiver_index};
 use super::peer::{Outlet, Peer};
 use super::shared::{Identities, Shared};
 use super::table::TableCache;
-use super::tun::Queue;
+use super::tun::Queues;
 use super::udp::{Datagrams, Endpoint, Pair, SendBatch};
 
 /// Bytes decrypted before they are given to the machine: a few large segments, which stay in the cache.
@@ -36,7 +36,7 @@ pub(crate) struct Inbound {
 pub(crate) struct Inlet<'a> {
     pub(crate) shared: &'a Shared,
     pub(crate) cache: &'a mut TableCache,
-    pub(crate) queue: &'a Queue,
+    pub(crate) queues: &'a Queues,
     pub(crate) sockets: &'a Pair,
 }
 
@@ -78,9 +78,9 @@ impl Inbound {
     }
 
     /// Gives what was decrypted to the machine.
-    pub(crate) fn flush(&mut self, queue: &Queue, shared: &Shared) {
-        self.coalescer.flush(&mut self.arena, |frame| {
-            if queue.write(frame).is_err() {
+    pub(crate) fn flush(&mut self, queues: &Queues, shared: &Shared) {
+        self.coalescer.flush(&mut self.arena, |flow, frame| {
+            if queues.write(flow, frame).is_err() {
                 shared.counters.count(Count::NotTaken);
             }
         });
@@ -100,7 +100,7 @@ impl Inbound {
         let (mut packets, mut bytes, mut confirmed) = (0, 0, None);
         for datagram in run.chunks(size) {
             if self.arena.len() - self.filled < datagram.len() {
-                self.flush(inlet.queue, shared);
+                self.flush(inlet.queues, shared);
             }
             let start = self.filled;
             let Some(lane) = state.lane_of_session(session) else {

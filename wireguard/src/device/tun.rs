@@ -14,21 +14,32 @@ use super::{DeviceError, DeviceOptions};
 /// The most that one read yields: a header and the largest IP packet.
 pub(crate) const FRAME_MAX: usize = VNET_HEADER + 65_536;
 
-/// Packets that wait for the device. A large segment counts as one.
+/// Packets that wait in one queue. A large segment counts as one.
 const QUEUE_LENGTH: u32 = 1000;
+
+/// Queues of each worker. The kernel spreads flows over them and the worker serves them in turn, so that a flow waits
+/// behind few others and not behind the megabytes of a bulk transfer: a TUN device has no queueing discipline that
+/// could see to that, for it takes whatever it is given.
+const QUEUES_EACH: usize = 8;
+
+/// Queues that the kernel lets one device have.
+const QUEUES_MAX: usize = 256;
 
 /// An open device. It outlives the process (`IFF_PERSIST`): whoever opens it again finds the same interface index,
 /// addresses and routes, so what redirects to it stays valid over a restart.
 pub(crate) struct Tun {
     name: String,
     device: SyncDevice,
-    queues: Vec<Queue>,
+    queues: Vec<Queues>,
     /// Held while the device is open. A name in the abstract namespace, as network namespaces are apart in it.
     _lock: UnixListener,
 }
 
-/// One queue of the device. Packets of one flow stay in one queue, and follow the queue in which those of the other
-/// direction were last written.
+/// The queues of one worker. Packets of one flow stay in one queue: that in which those of the other direction were
+/// last written, if there are any.
+pub(crate) struct Queues(Vec<Queue>);
+
+/// One queue of the device.
 pub(crate) struct Queue {
     file: File,
 }
@@ -58,11 +69,15 @@ impl Tun {
         }
         // No link-local address: nobody answers neighbour discovery on the other side. As kernel WireGuard does.
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
-        let mut queues = (1..options.workers.get())
+        let workers = options.workers.get();
+        let each = (QUEUES_MAX / workers).clamp(1, QUEUES_EACH);
+        let mut queues = (1..workers * each)
             .map(|_| Queue::new(&device.try_clone()?))
             .collect::<io::Result<Vec<_>>>()
             .map_err(tun)?;
-        queues.insert(0, Queue::new(&device).map_err(tun)?);
+        queues.push(Queue::new(&device).map_err(tun)?);
+        let mut queues = queues.into_iter();
+        let queues = (0..workers).map(|_| Queues(queues.by_ref().take(each).collect())).collect();
         device.enabled(true).map_err(tun)?;
         Ok(Self { name: name.to_owned(), device, queues, _lock: lock })
     }
@@ -82,9 +97,22 @@ impl Tun {
         self.device.udp_gso()
     }
 
-    /// One queue for each worker.
-    pub(crate) fn queues(&self) -> &[Queue] {
-        &self.queues
+    /// The queues of a worker.
+    pub(crate) fn queues(&self, worker: usize) -> &Queues {
+        &self.queues[worker]
+    }
+}
+
+impl Queues {
+    /// One after the other, always in the same order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Queue> {
+        self.0.iter()
+    }
+
+    /// Gives a frame, header first, to the kernel. Frames of one flow come with the same number, and the kernel puts
+    /// what goes the other way into the queue that this number leads to.
+    pub(crate) fn write(&self, flow: usize, frame: &[IoSlice<'_>]) -> io::Result<()> {
+        self.0[flow % self.0.len()].write(frame)
     }
 }
 
@@ -111,8 +139,7 @@ impl Queue {
         }
     }
 
-    /// Gives a frame, header first, to the kernel.
-    pub(crate) fn write(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
+    fn write(&self, frame: &[IoSlice<'_>]) -> io::Result<()> {
         loop {
             match (&self.file).write_vectored(frame) {
                 Ok(_) => return Ok(()),

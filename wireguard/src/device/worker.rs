@@ -1,4 +1,4 @@
-//! A packet worker: one thread with a queue of the TUN device and a pair of sockets, both ways.
+//! A packet worker: one thread with some queues of the TUN device and a pair of sockets, both ways.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,10 +15,13 @@ use super::shared::Shared;
 use super::table::TableCache;
 use super::udp::{Pair, ReceiveBatch, Sockets};
 
-/// What woke the worker.
+/// What woke the worker: this, a socket, or a queue of the TUN device.
 const WAKE: u64 = 0;
-const TUN: u64 = 1;
-const SOCKETS: u64 = 2;
+const SOCKETS: u64 = 1;
+const QUEUES: u64 = 3;
+
+/// Events taken at once: more than there are sources of them.
+const EVENTS: usize = 16;
 
 pub(crate) struct Worker {
     shared: Arc<Shared>,
@@ -37,7 +40,9 @@ impl Worker {
     pub(crate) fn new(shared: Arc<Shared>, number: usize, wake: Arc<EventFd>) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        epoll.add(&shared.tun.queues()[number], EpollEvent::new(EpollFlags::EPOLLIN, TUN))?;
+        for (queue, which) in shared.tun.queues(number).iter().zip(QUEUES..) {
+            epoll.add(queue, EpollEvent::new(EpollFlags::EPOLLIN, which))?;
+        }
         let sockets_generation = shared.sockets_generation();
         let sockets = shared.sockets();
         let worker = Self {
@@ -58,7 +63,7 @@ impl Worker {
 
     /// Until the device stops.
     pub(crate) fn run(mut self) -> io::Result<()> {
-        let mut events = [EpollEvent::empty(); 4];
+        let mut events = [EpollEvent::empty(); EVENTS];
         while !self.shared.stop.load(Ordering::Acquire) {
             let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
                 Ok(count) => count,
@@ -69,28 +74,28 @@ impl Worker {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => self.woken()?,
-                    TUN => self.send()?,
-                    which => self.receive((which - SOCKETS) as usize),
+                    SOCKETS..QUEUES => self.receive((event.data() - SOCKETS) as usize),
+                    which => self.send((which - QUEUES) as usize)?,
                 }
             }
         }
         Ok(())
     }
 
-    fn send(&mut self) -> io::Result<()> {
-        let queue = &self.shared.tun.queues()[self.number];
+    fn send(&mut self, which: usize) -> io::Result<()> {
+        let Some(queue) = self.shared.tun.queues(self.number).iter().nth(which) else { return Ok(()) };
         self.outbound.round(queue, &self.shared, &mut self.cache, self.sockets.pair(self.number))
     }
 
     fn receive(&mut self, which: usize) {
-        let queue = &self.shared.tun.queues()[self.number];
+        let queues = self.shared.tun.queues(self.number);
         let sockets: &Pair = self.sockets.pair(self.number);
         let Some(socket) = sockets.sockets().nth(which) else { return };
         let inbound = &mut self.inbound;
-        let mut inlet = Inlet { shared: &self.shared, cache: &mut self.cache, queue, sockets };
+        let mut inlet = Inlet { shared: &self.shared, cache: &mut self.cache, queues, sockets };
         // An error is one that an earlier datagram met on its way, told here; reading it takes it away.
         let _ = self.received.receive(socket, |datagrams| inbound.take(&mut inlet, datagrams));
-        inbound.flush(queue, &self.shared);
+        inbound.flush(queues, &self.shared);
     }
 
     fn woken(&mut self) -> io::Result<()> {

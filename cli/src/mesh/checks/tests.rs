@@ -50,6 +50,7 @@ fn cluster(name: &str, id: u32) -> Facts {
         uid: Some(format!("uid-{name}")),
         info: Published::Is(Box::new(identity(name, id))),
         apiserver: Some(Workload { kind: "Deployment", desired: 1, ready: 1 }),
+        leader: None,
         service: None,
         nodes: vec![NodeFacts {
             name: format!("{name}-1"),

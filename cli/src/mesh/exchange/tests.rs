@@ -90,6 +90,20 @@ fn what_has_changed_is_told_anew() {
 }
 
 #[test]
+fn a_bundle_in_another_order_says_the_same() {
+    let (nothing, beta) = (BTreeMap::new(), beta());
+    let other = authority();
+    let bundle = |first: &CaBundle, second: &CaBundle| {
+        CaBundle::parse(&format!("{}\n{}", first.as_str(), second.as_str())).expect("a bundle")
+    };
+    let one = ClusterInfo { ca: bundle(&beta.ca, &other), ..beta.clone() };
+    let turned = ClusterInfo { ca: bundle(&other, &beta.ca), ..beta.clone() };
+    let known = present(plan(wanted(&nothing, &one), false).expect("a step").secret);
+    assert_eq!(plan(wanted(&known, &turned), false).expect("a step").change, Change::Unchanged);
+    assert_eq!(plan(wanted(&known, &beta), false).expect("a step").change, Change::Updated);
+}
+
+#[test]
 fn what_somebody_else_made_is_left_alone_unless_forced() {
     let beta = beta();
     let same = present(foreign("from-git", &beta));
