@@ -10,7 +10,7 @@ use isthmus_kvstore::gateway::TlsFiles;
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 use rustls::pki_types::DnsName;
 
-use crate::certificates::{self, Issuer, SHORTEST_VALIDITY};
+use crate::certificates::{self, Issuer, LONGEST_VALIDITY, SHORTEST_VALIDITY};
 use crate::daemon::{DaemonConfig, Engine, Tls};
 use crate::election;
 use crate::exporter::Source;
@@ -223,10 +223,11 @@ impl Flags {
                 timing: certificates::Timing { settle: self.ca_rotation_settle },
             },
         };
-        if self.certificate_validity < SHORTEST_VALIDITY {
+        if !(SHORTEST_VALIDITY..=LONGEST_VALIDITY).contains(&self.certificate_validity) {
             return Err(format!(
-                "--certificate-validity: at least {}s, and hours where files are to follow",
-                SHORTEST_VALIDITY.as_secs()
+                "--certificate-validity: at least {}s, and hours where files are to follow; at most {}h",
+                SHORTEST_VALIDITY.as_secs(),
+                LONGEST_VALIDITY.as_secs() / 3600
             ));
         }
         let lease = self.leader_elect_lease_duration;
@@ -372,6 +373,7 @@ mod tests {
             (&["--gateway-san=a b"], "neither a DNS name nor an address"),
             (&["--leader-elect-lease-duration=1500ms"], "whole seconds"),
             (&["--certificate-validity=1s"], "--certificate-validity"),
+            (&["--certificate-validity=100000000h"], "at most"),
         ] {
             let error = parse(flags).unwrap_err();
             assert!(error.contains(says), "{flags:?}: {error}");

@@ -27,6 +27,12 @@ pub enum BundleError {
         "it is {0} bytes long, and at most {MAX_BUNDLE_BYTES} are taken; keep only the peer's authorities in it"
     )]
     TooLong(usize),
+    /// A private key in it.
+    #[error(
+        "it holds a private key, which must not leave its cluster; take it out, and exchange the authority, for others may \
+         have read its key"
+    )]
+    PrivateKey,
     /// No certificate in it.
     #[error("it holds no certificate; put PEM text there, `-----BEGIN CERTIFICATE-----` and so on")]
     Empty,
@@ -69,6 +75,10 @@ impl CaBundle {
     pub fn parse(text: &str) -> Result<Self, BundleError> {
         if text.len() > MAX_BUNDLE_BYTES {
             return Err(BundleError::TooLong(text.len()));
+        }
+        // Of any kind: `PRIVATE KEY`, `EC PRIVATE KEY`, `ENCRYPTED PRIVATE KEY`.
+        if text.contains("PRIVATE KEY-----") {
+            return Err(BundleError::PrivateKey);
         }
         let mut number = 0;
         for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
@@ -162,7 +172,10 @@ pub(crate) mod tests {
         let (authority, key) = certificate("one", true);
         let (server, _) = certificate("gateway of beta", false);
         assert!(error("").contains("no certificate"));
-        assert!(error(&key).contains("no certificate"));
+        for text in [&key, &format!("{authority}{key}")] {
+            let error = error(text);
+            assert!(error.contains("private key") && !error.contains("BEGIN"), "{error}");
+        }
         let text = error(&format!("{authority}{server}"));
         assert!(text.contains("certificate 2") && text.contains("gateway of beta"), "{text}");
         assert!(error("-----BEGIN CERTIFICATE-----\n?\n-----END CERTIFICATE-----\n").contains("not PEM"));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use x509_parser::x509::X509Name;
 
-/// The longest name that is shown, in characters. Whoever made the certificate chose it.
+/// The longest name that is shown, in characters. Whoever made the certificate chose it, so it is on one line, too.
 const SHOWN: usize = 128;
 /// The most names that are kept.
 const MAX_NAMES: usize = 64;
@@ -119,7 +119,7 @@ fn shown(name: &X509Name<'_>) -> String {
 }
 
 fn shortened(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
+    text.chars().take(SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn general_name(name: &GeneralName<'_>) -> Option<String> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use isthmus_crds::names::{REMOTE_CERT_SECRET, SERVER_CERT_SECRET};
 use isthmus_kvstore::config::LiveIdentity;
+use isthmus_kvstore::gateway::{TrustedAuthority, Vouches};
 use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -114,8 +115,12 @@ impl Follow {
     fn take(&self, name: &'static str, secret: &Secret) -> Result<(), String> {
         let (certificate, key) = (text(secret, "tls.crt")?, text(secret, "tls.key")?);
         let bundle = if name == SERVER_CERT_SECRET {
-            let bundle = text(secret, "ca.crt")?;
-            Certificate::all(bundle).map_err(|error| format!("ca.crt: {error}"))?;
+            let bundle = Certificate::all(text(secret, "ca.crt")?);
+            let bundle = bundle.map_err(|error| format!("ca.crt: {error}"))?;
+            // It is published: whatever else somebody has put there, a key even, stays where it is.
+            let bundle = Arc::from(bundle.iter().map(Certificate::pem).collect::<String>());
+            let authority = TrustedAuthority { pem: Arc::clone(&bundle), vouches: Vouches::Anyone };
+            authority.check().map_err(|error| format!("ca.crt: {error}"))?;
             Some(bundle)
         } else {
             None
@@ -137,7 +142,7 @@ impl Follow {
         self.held.send_modify(|held| match name {
             SERVER_CERT_SECRET => {
                 held.server = Some(identity);
-                held.bundle = bundle.map(Arc::from);
+                held.bundle = bundle;
             }
             _ => held.remote = Some(identity),
         });

@@ -45,7 +45,7 @@ impl Keeper {
     pub(super) async fn run(mut self, mut leadership: Leadership) {
         let mut remembered = None;
         loop {
-            leadership.gained().await;
+            self.stand_by(&mut leadership, &mut remembered).await;
             let mut lost = leadership.clone();
             tokio::select! {
                 biased;
@@ -54,6 +54,21 @@ impl Keeper {
             }
             // Who leads next has the word.
             self.problems.send_replace(Vec::new());
+        }
+    }
+
+    /// Waits until this replica leads. Whoever leads after somebody has deleted the authority and ended the leader knows what
+    /// it was at last, not what it was when it led itself.
+    async fn stand_by(&mut self, leadership: &mut Leadership, remembered: &mut Option<AuthoritySecret>) {
+        loop {
+            let present = self.secrets.borrow_and_update().get(CA_SECRET).map(AuthoritySecret::parse);
+            if let Some(Ok(authority)) = present {
+                *remembered = Some(authority);
+            }
+            tokio::select! {
+                () = leadership.gained() => return,
+                Ok(()) = self.secrets.changed() => {}
+            }
         }
     }
 
@@ -99,14 +114,15 @@ impl Keeper {
                 (Some(now), _) => Some((now, Instant::now())),
                 (None, _) => None,
             };
+            let written = self.write(plan.writes, leadership).await;
+            let retry = written.is_err().then_some(RETRY);
+            plan.problems.extend(written.err().flatten());
             self.tell(plan.problems);
-            let failed = self.write(plan.writes, leadership).await;
 
             let due = plan.due.map(|due| (due - Utc::now()).to_std().unwrap_or_default());
             let settles = spread.as_ref().map(|(_, since)| settle.saturating_sub(since.elapsed()));
             // One that has settled has had its turn.
             let settles = settles.filter(|wait| !wait.is_zero());
-            let retry = failed.then_some(RETRY);
             let wait = [due, settles, retry].into_iter().flatten().chain([LOOK_AGAIN]).min();
             tokio::select! {
                 Ok(()) = self.secrets.changed() => {}
@@ -117,16 +133,22 @@ impl Keeper {
         }
     }
 
-    /// Writes in this order, and ends at the first write that fails; whether one did.
-    async fn write(&self, writes: Vec<Write>, leadership: &Leadership) -> bool {
+    /// Writes in this order, and ends at the first write that does not work: with the Secret and the reason, if a person may
+    /// have to see to it.
+    async fn write(
+        &self,
+        writes: Vec<Write>,
+        leadership: &Leadership,
+    ) -> Result<(), Option<(&'static str, String)>> {
         for Write { name, secret, why } in writes {
             // Asked at the last moment: this process may have stood still.
             if !leadership.is_leading() {
-                return true;
+                return Err(None);
             }
-            let written = match secret.metadata.resource_version {
-                None => self.api.create(&PostParams::default(), &secret).await,
-                Some(_) => self.api.replace(name, &PostParams::default(), &secret).await,
+            let exists = secret.metadata.resource_version.is_some();
+            let written = match exists {
+                false => self.api.create(&PostParams::default(), &secret).await,
+                true => self.api.replace(name, &PostParams::default(), &secret).await,
             };
             match written {
                 Ok(secret) => {
@@ -134,15 +156,16 @@ impl Keeper {
                     self.events.wrote(&secret, &why);
                 }
                 // Somebody was faster, or it is gone: the watch says what holds now.
-                Err(kube::Error::Api(status)) if status.code == 409 || status.is_not_found() => return true,
+                Err(kube::Error::Api(status)) if status.code == 409 || (exists && status.is_not_found()) => {
+                    return Err(None);
+                }
                 Err(error) => {
-                    let text = explain(&error);
-                    tracing::warn!(secret = name, "cannot be written, trying again: {text}");
-                    return true;
+                    let text = format!("it cannot be written ({why}), trying again: {}", explain(&error));
+                    return Err(Some((name, text)));
                 }
             }
         }
-        false
+        Ok(())
     }
 
     fn tell(&self, problems: Vec<(&'static str, String)>) {
@@ -167,6 +190,9 @@ fn explain(error: &kube::Error) -> String {
                 "{}: grant this account the verbs create and update on secrets in this namespace",
                 status.message
             )
+        }
+        kube::Error::Api(status) if status.is_not_found() => {
+            format!("{}: check that the namespace given with --namespace exists", status.message)
         }
         error => chain(error),
     }

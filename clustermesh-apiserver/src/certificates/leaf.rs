@@ -51,6 +51,7 @@ pub(super) enum Reason {
     MissingName(String),
     Usage,
     Authority(String),
+    Early(DateTime<Utc>),
     Due(DateTime<Utc>),
 }
 
@@ -64,6 +65,12 @@ impl fmt::Display for Reason {
             Self::Usage => f.write_str("the one before was not for this usage"),
             Self::Authority(issuer) => {
                 write!(f, "the one before was issued by an authority that is not the active one ({issuer})")
+            }
+            Self::Early(from) => {
+                write!(
+                    f,
+                    "the one before is valid only from {from} on: the clock was ahead when it was issued"
+                )
             }
             Self::Due(until) => {
                 write!(f, "two thirds of its life are over; the one before is valid until {until}")
@@ -112,10 +119,12 @@ impl Leaf {
         if let Some(reason) = self.wrong(&certificate, authority) {
             return Verdict::Issue(reason);
         }
+        if now < certificate.not_before {
+            return Verdict::Issue(Reason::Early(certificate.not_before));
+        }
         let due = due(&certificate);
-        let ends = authority.certificate.not_after;
-        // Close to its authority's end a new one would not live longer.
-        let gains = (now + validity).min(ends) > certificate.not_after + validity / 10;
+        // One that lives as long as its authority cannot be had for longer.
+        let gains = (now + validity).min(authority.certificate.not_after) > certificate.not_after;
         if now >= due && gains {
             return Verdict::Issue(Reason::Due(certificate.not_after));
         }
@@ -270,6 +279,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_issued_by_a_clock_that_was_ahead_is_issued_anew() {
+        let authority = authority();
+        let leaf = &Leaf::all("alpha", "isthmus-system", &[])[0];
+        let secret = issued(leaf, &authority);
+        let earlier = Utc::now() - DAY;
+        let verdict = leaf.judge(Some(&secret), &authority, LIFE, earlier);
+        assert!(matches!(&verdict, Verdict::Issue(Reason::Early(from)) if *from > earlier), "{verdict:?}");
+        assert!(reason(verdict).contains("clock"));
+    }
+
+    #[test]
     fn a_secret_that_trusts_too_little_keeps_its_certificate() {
         let authority = authority();
         let leaf = &Leaf::all("alpha", "isthmus-system", &[])[0];
@@ -306,5 +326,12 @@ mod tests {
         assert!(certificate.not_after <= authority.certificate.not_after);
         let late = Utc::now() + 29 * DAY;
         assert_eq!(leaf.judge(Some(&secret), &authority, LIFE, late), Verdict::Keep(None));
+
+        // One that ends a little before its authority is renewed once more, not left to expire.
+        let life = 29 * DAY;
+        let identity = leaf.issue(&authority, life).unwrap();
+        let secret = leaf.secret(None, Some(&identity), &authority.bundle());
+        let verdict = leaf.judge(Some(&secret), &authority, life, Utc::now() + 28 * DAY);
+        assert!(matches!(verdict, Verdict::Issue(Reason::Due(_))), "{verdict:?}");
     }
 }

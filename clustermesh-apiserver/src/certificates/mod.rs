@@ -65,6 +65,8 @@ use crate::status::CertificateStatus;
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 /// The shortest life that a certificate may have.
 pub const SHORTEST_VALIDITY: Duration = Duration::from_secs(10);
+/// The longest life that a certificate may have: that of the authority that issues it.
+pub const LONGEST_VALIDITY: Duration = authority::AUTHORITY_VALIDITY;
 
 /// Who issues the certificates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

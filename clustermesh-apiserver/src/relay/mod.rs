@@ -30,7 +30,7 @@ pub use self::peers::{Authorities, SecretSource, Sources, SourcesConfig};
 pub(crate) use self::peers::{Origin, Refused};
 use self::peers::{PeerConfig, Peers};
 use self::view::{PeerView, Shown};
-use crate::status::PeerStatus;
+use crate::status::{PeerState, PeerStatus};
 
 /// How the relay is set up.
 #[derive(Clone, Debug)]
@@ -111,7 +111,23 @@ impl Relay {
 
     /// Where every peer stands, by name.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        self.views.borrow().iter().map(|(name, view)| view.borrow().status(name)).collect()
+        let status = |(name, view): (&ClusterName, &watch::Receiver<PeerView>)| {
+            (name.clone(), view.borrow().status(name))
+        };
+        // One lock after the other: who holds both may wait for ever for those who would change them.
+        let mut all: Vec<_> = self.views.borrow().iter().map(status).collect();
+        let peers = self.peers.borrow();
+        for (name, status) in all.iter_mut().filter(|(_, status)| status.state == PeerState::Draining) {
+            // It was removed and is wanted again: whoever has just connected it is told why it is not.
+            if let Some(again) = peers.configured.get(name) {
+                status.source = Some(again.origin.clone());
+                status.reason = Some(format!(
+                    "it was removed before, and is connected again once what was mirrored of it is gone: in {}s at most",
+                    self.timing.drain_grace.as_secs()
+                ));
+            }
+        }
+        all.into_iter().map(|(_, status)| status).collect()
     }
 
     /// Waits until something about a peer or a configuration has changed since this was called last. For one caller.
@@ -168,9 +184,9 @@ impl Relay {
 
     /// Whether a cluster is certainly no peer any more: nothing configures it, and nothing of it is left.
     pub(crate) fn is_gone(&self, cluster: &ClusterName) -> bool {
-        *self.begun.borrow()
-            && self.peers.borrow().removed(cluster)
-            && !self.views.borrow().contains_key(cluster)
+        // One lock after the other, as in `peers`.
+        let removed = *self.begun.borrow() && self.peers.borrow().removed(cluster);
+        removed && !self.views.borrow().contains_key(cluster)
     }
 
     /// What readiness waits for: a peer that can be reached and is not complete yet. None when ready.
@@ -178,16 +194,19 @@ impl Relay {
         if self.started.elapsed() >= self.timing.ready_timeout {
             return None;
         }
+        let configured: Vec<_> = {
+            let peers = self.peers.borrow();
+            if let Some(unread) = peers.secrets_unread.as_ref().filter(|unread| unread.first) {
+                return Some(unread.reason.clone());
+            }
+            peers.configured.keys().cloned().collect()
+        };
         let views = self.views.borrow();
-        let peers = self.peers.borrow();
-        if let Some(unread) = peers.secrets_unread.as_ref().filter(|unread| unread.first) {
-            return Some(unread.reason.clone());
-        }
-        // A peer that was found and has no task yet.
-        let unborn = peers.configured.keys().find(|name| !views.contains_key(*name)).cloned();
         let waiting =
-            views.iter().find(|(_, view)| !view.borrow().settled(&self.timing)).map(|(name, _)| name.clone());
-        waiting.or(unborn).map(|name| format!("peer {name} is not mirrored completely yet"))
+            views.iter().find(|(_, view)| !view.borrow().settled(&self.timing)).map(|(name, _)| name);
+        // A peer that was found and has no task yet.
+        let unborn = || configured.iter().find(|name| !views.contains_key(*name));
+        waiting.or_else(unborn).map(|name| format!("peer {name} is not mirrored completely yet"))
     }
 }
 

@@ -45,7 +45,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const BOUNDS: SectionBounds =
     SectionBounds { key_bytes: 4 << 10, value_bytes: 2 << 20, keys: 500_000, total_bytes: 256 << 20 };
 
-/// Rejected entries that are logged one by one, per peer and reason; of later ones every power of two.
+/// Rejected entries and cluster configurations that are logged one by one, per peer and reason; of later ones every power
+/// of two.
 const REJECTIONS_LOGGED: u64 = 32;
 
 /// What a peer's task needs.
@@ -128,7 +129,7 @@ impl Peer {
                 Ok(()) = self.config.changed() => {
                     match self.config.borrow_and_update().as_ref() {
                         None => return Ended::Removed,
-                        Some(new) if new.digest != config.digest => return Ended::Changed,
+                        Some(new) if !new.connects_like(config) => return Ended::Changed,
                         // The same in another place.
                         Some(new) => self.view.send_modify(|view| view.origin = Some(new.origin.clone())),
                     }
@@ -278,8 +279,7 @@ impl Peer {
                             *rejected += 1;
                             count = *rejected;
                         });
-                        // A peer that sends nothing else must not fill the log.
-                        if count <= REJECTIONS_LOGGED || count.is_power_of_two() {
+                        if is_logged(count) {
                             tracing::warn!(peer = %self.name, reason, count, error = %rejection,
                                 "entry of a peer rejected; the rest goes on");
                         }
@@ -398,9 +398,16 @@ impl Peer {
 
     fn refuse(&mut self, refusal: &Refusal) {
         if self.view.borrow().refusal.as_ref() != Some(refusal) {
-            tracing::error!(peer = %self.name, reason = %refusal, "peer refused");
             self.metrics.rejected(&self.name, "cluster_config");
-            self.view.send_modify(|view| view.refusal = Some(refusal.clone()));
+            let mut count = 0;
+            self.view.send_modify(|view| {
+                view.refusal = Some(refusal.clone());
+                view.refusals += 1;
+                count = view.refusals;
+            });
+            if is_logged(count) {
+                tracing::error!(peer = %self.name, count, reason = %refusal, "peer refused");
+            }
         }
     }
 
@@ -416,6 +423,11 @@ impl Peer {
             };
         });
     }
+}
+
+/// Whether what a peer is told off for so often is logged: one that does nothing else must not fill the log.
+fn is_logged(count: u64) -> bool {
+    count <= REJECTIONS_LOGGED || count.is_power_of_two()
 }
 
 /// One reading of a peer's store.

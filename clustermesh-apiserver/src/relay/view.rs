@@ -22,6 +22,8 @@ pub(super) struct PeerView {
     pub(super) reader: Option<ReaderStatus>,
     pub(super) cluster_id: Option<u16>,
     pub(super) refusal: Option<Refusal>,
+    /// How often it was another one.
+    pub(super) refusals: u64,
     pub(super) draining: bool,
     /// Every section was complete at least once since the process started.
     pub(super) synced: bool,
@@ -37,6 +39,7 @@ impl PeerView {
             reader: None,
             cluster_id: None,
             refusal: None,
+            refusals: 0,
             draining: false,
             synced: false,
             counts: Counts::default(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
 use clustermesh_apiserver::certificates::rotation::{
     MESSAGE_ANNOTATION, REQUEST_ANNOTATION, STATE_ANNOTATION,
 };
@@ -17,7 +18,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::fixture::{Cluster, Daemon, Mesh, Mounted, until};
+use crate::fixture::{Cluster, Daemon, Mesh, Mounted, NAMESPACE, until};
 
 const LEAVES: [&str; 5] =
     [SERVER_CERT_SECRET, REMOTE_CERT_SECRET, ADMIN_CERT_SECRET, LOCAL_CERT_SECRET, AGENT_CERT_SECRET];
@@ -179,6 +180,39 @@ async fn what_is_deleted_or_damaged_is_put_right_and_the_authority_stays_the_sam
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_certificates_from_being_written_is_told_until_it_is_mended() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    alpha.namespaces().delete(NAMESPACE, &DeleteParams::default()).await.unwrap();
+    until("the namespace is gone", async || match alpha.namespaces().get_opt(NAMESPACE).await.unwrap() {
+        None => Ok(()),
+        Some(namespace) => Err(format!("{namespace:?}")),
+    })
+    .await;
+    let daemon = Daemon::replica(&mesh, &alpha, "r0", &["--leader-elect", "false"]).await;
+    until("it says what is missing", async || {
+        let (code, waiting) = daemon.http(daemon.health, "/readyz").await;
+        let problems = daemon.status().await.problems();
+        let told = |text: &str| text.contains(CA_SECRET) && text.contains("--namespace exists");
+        match code != 200 && told(&waiting) && problems.iter().any(|problem| told(problem)) {
+            true => Ok(()),
+            false => Err(format!("{waiting}\n{problems:?}\n{}", daemon.log())),
+        }
+    })
+    .await;
+    let namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
+    alpha.namespaces().create(&PostParams::default(), &namespace).await.unwrap();
+    daemon.ready_within_deadline().await;
+    until("nothing is wrong any more", async || match daemon.status().await.problems() {
+        none if none.is_empty() => Ok(()),
+        problems => Err(format!("{problems:?}\n{}", daemon.log())),
+    })
+    .await;
+    assert_eq!(daemon.log().matches("it cannot be written").count(), 1, "told once: {}", daemon.log());
+    daemon.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_who_both_believe_to_lead_agree_on_one_authority() {
     let mesh = Mesh::new();
     let alpha = Cluster::start("alpha", 1).await;
@@ -244,6 +278,39 @@ async fn an_authority_that_was_put_there_is_honoured_and_shared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_is_deleted_while_the_leader_is_gone_is_put_back_by_the_next() {
+    let mesh = Mesh::new();
+    let alpha = Cluster::start("alpha", 1).await;
+    let flags = ["--leader-elect-lease-duration", "3s"];
+    let leader = Daemon::replica(&mesh, &alpha, "r0", &flags).await;
+    leader.ready_within_deadline().await;
+    let next = Daemon::replica(&mesh, &alpha, "r1", &flags).await;
+    until("the other replica has seen all certificates", async || match next.status().await {
+        status if status.certificates.len() == 6 && !status.leading => Ok(()),
+        status => Err(format!("{:?}\n{}", status.certificates, next.log())),
+    })
+    .await;
+    let authority = alpha.entry(CA_SECRET, "tls.crt").await.unwrap();
+    leader.kill().await;
+    alpha.own::<Secret>().delete(CA_SECRET, &DeleteParams::default()).await.unwrap();
+    let again = until("the authority is put back", async || {
+        alpha.entry(CA_SECRET, "tls.crt").await.ok_or_else(|| next.log())
+    })
+    .await;
+    assert_eq!(again, authority);
+    assert!(next.status().await.leading);
+    next.terminate().await;
+}
+
+/// A certificate with a byte behind its end: it can be read, and TLS takes it for no authority's.
+fn with_a_byte_too_much(certificate: &str) -> String {
+    let mut der = Certificate::first(certificate).unwrap().der().to_vec();
+    der.push(0);
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn external_certificates_are_waited_for_and_a_damaged_one_is_told_while_the_last_stays_in_use() {
     let mesh = Mesh::new();
     let alpha = Cluster::start("alpha", 1).await;
@@ -258,10 +325,27 @@ async fn external_certificates_are_waited_for_and_a_damaged_one_is_told_while_th
 
     let (authority, validity) = (mesh.authority(), Duration::from_secs(3600));
     let gateway = authority.gateway("isthmus-system", &[], validity).unwrap();
-    alpha.issue(SERVER_CERT_SECRET, &gateway, authority.certificate()).await;
     let remote = authority.client(Client::Remote("alpha"), validity).unwrap();
+    alpha.issue(SERVER_CERT_SECRET, &gateway, &with_a_byte_too_much(authority.certificate())).await;
+    until("it says which authority is of no use", async || {
+        match daemon.http(daemon.health, "/readyz").await {
+            (503, reason) if reason.contains("cannot be used") && reason.contains("ca.crt") => Ok(()),
+            (_, reason) => Err(reason),
+        }
+    })
+    .await;
+    // Somebody has put a key where certificates belong.
+    let too_much = format!("{}\n{}", authority.certificate(), remote.key);
+    alpha.put(SERVER_CERT_SECRET, &[("ca.crt", &too_much)]).await;
     alpha.issue(REMOTE_CERT_SECRET, &remote, authority.certificate()).await;
     daemon.ready_within_deadline().await;
+    let published = until("the cluster's information is published", async || {
+        let map = alpha.own::<ConfigMap>().get_opt(CLUSTER_INFO).await.unwrap().ok_or("absent")?;
+        map.data.and_then(|data| data.get("ca.crt").cloned()).ok_or_else(|| daemon.log())
+    })
+    .await;
+    assert!(!published.contains("PRIVATE KEY"), "a key is published to nobody");
+    assert_eq!(Certificate::all(&published), Certificate::all(authority.certificate()));
     let agent = mesh.client(Client::Agent("alpha"));
     daemon.etcdctl(&agent, &["get", "cilium/.heartbeat"]).unwrap();
 

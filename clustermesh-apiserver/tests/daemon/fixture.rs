@@ -137,6 +137,10 @@ impl Cluster {
         Api::namespaced(self.client.clone(), NAMESPACE)
     }
 
+    pub(crate) fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.client.clone())
+    }
+
     /// Entry `key` of a Secret of the daemon, if there is any.
     pub(crate) async fn entry(&self, secret: &str, key: &str) -> Option<String> {
         let secret = self.own::<Secret>().get_opt(secret).await.unwrap()?;

@@ -1,5 +1,6 @@
 //! Peers that Secrets in the Kubernetes API connect and disconnect, and what the API is told of them.
 
+use clustermesh_apiserver::status::{PeerState, PeerStatus};
 use isthmus_crds::{CONNECTED, ClusterPeer, PeerSource, READY, SYNCED};
 use kube::api::{DeleteParams, PostParams};
 
@@ -44,12 +45,21 @@ async fn an_annotation_connects_and_disconnects_and_what_comes_back_meanwhile_wa
     until("the configuration is gone", || if alpha.has(CONFIG) { Err(String::new()) } else { Ok(()) }).await;
     assert!(alpha.has(NODE), "agents have not let go of it yet");
     assert!(alpha.sources.authorities().borrow().is_empty(), "whom nobody connects nobody vouches for");
+
+    // Connected again meanwhile: it drains to its end first, and says so.
+    kubernetes.annotate("peer-beta", "true").await;
+    until("it is told that it comes back", || match alpha.relay.peers().first() {
+        Some(PeerStatus { state: PeerState::Draining, reason: Some(reason), .. })
+            if reason.contains("connected again") =>
+        {
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     let draining = kubernetes.reason("beta", "Draining").await;
     assert!(!draining.is(CONNECTED));
     kubernetes.event("ClusterPeer", "beta", "Disconnected").await;
-
-    // Connected again meanwhile: it drains to its end first.
-    kubernetes.annotate("peer-beta", "true").await;
     let before = alpha.store.revision();
     kubernetes.ready("beta").await;
     assert!(alpha.has(CONFIG) && alpha.has(NODE));

@@ -24,6 +24,8 @@ const MAX_REVISION_BYTES: usize = 256 << 20;
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The largest answer that is taken in, in bytes. A page that is larger is asked for again in smaller pieces.
 const MAX_ANSWER_BYTES: usize = 32 << 20;
+/// The longest text of a store that is repeated, in characters.
+const MAX_QUOTED: usize = 512;
 
 /// Why a call failed, by what is to be done about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -419,16 +421,14 @@ impl Watch {
             return Err(SessionError::Compacted { wanted: self.start });
         }
         if answer.canceled() {
-            let reason = answer.cancel_reason();
+            let reason = foreign(answer.cancel_reason());
             // etcd says so when it has lost its leader: another member may have one.
             return Err(if reason.contains("no leader") {
-                SessionError::Lost(reason.into())
+                SessionError::Lost(reason)
+            } else if reason.is_empty() {
+                SessionError::Refused("the watch was cancelled".into())
             } else {
-                SessionError::Refused(if reason.is_empty() {
-                    "the watch was cancelled".into()
-                } else {
-                    reason.into()
-                })
+                SessionError::Refused(reason)
             });
         }
         Ok(revision)
@@ -472,7 +472,7 @@ async fn in_time<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, S
 pub(crate) fn session_error(error: &Error) -> SessionError {
     match error {
         Error::GRpcStatus(status) => status_error(status),
-        other => SessionError::Lost(other.to_string()),
+        other => SessionError::Lost(foreign(&other.to_string())),
     }
 }
 
@@ -504,5 +504,31 @@ fn described(status: &Status) -> String {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    text
+    foreign(&text)
+}
+
+/// What the store says, fit for a log line and a status: it may be as long as an answer, and may try to look like several.
+fn foreign(text: &str) -> String {
+    let mut shown: String =
+        text.chars().take(MAX_QUOTED).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(MAX_QUOTED).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_is_short_and_on_one_line() {
+        let hostile = format!("no\nERROR all is lost\u{1b}[31m{}", "x".repeat(MAX_ANSWER_BYTES));
+        let SessionError::Refused(text) = status_error(&Status::permission_denied(&hostile)) else {
+            panic!("refused")
+        };
+        assert!(text.starts_with("no ERROR") && text.ends_with('…'), "{text}");
+        assert!(text.chars().count() <= MAX_QUOTED + 1 && !text.contains(char::is_control), "{text}");
+        assert_eq!(foreign("permission denied"), "permission denied");
+    }
 }

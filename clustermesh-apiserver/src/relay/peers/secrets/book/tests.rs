@@ -169,6 +169,23 @@ fn another_secret_of_the_same_name_inherits_nothing() {
 }
 
 #[test]
+fn a_secret_that_was_made_anew_is_connected_anew_if_it_has_a_client_certificate() {
+    let mut book = book();
+    let mut beta = peer("beta");
+    let config = |book: &mut Book, beta: &PeerSecret, created| {
+        let secret = stored(beta, "peer-beta", created);
+        book.applied(&secret);
+        book.found().configured["beta"].clone()
+    };
+    let [first, second] = [1, 2].map(|created| config(&mut book, &beta, created));
+    assert!(second.connects_like(&first), "who we are to everybody has not changed");
+    let issued = authority().client(Client::Remote("alpha"), DAY).unwrap();
+    beta.identity = Some(PeerIdentity { certificate: issued.certificate.into(), key: issued.key.into() });
+    let [third, fourth] = [3, 4].map(|created| config(&mut book, &beta, created));
+    assert!(!fourth.connects_like(&third), "what is renewed from now on is the new one's");
+}
+
+#[test]
 fn of_two_that_describe_one_cluster_the_older_one_counts() {
     let mut book = book();
     book.applied(&stored(&peer("beta"), "another", 2));
