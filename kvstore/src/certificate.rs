@@ -112,6 +112,12 @@ impl CommonName {
     }
 }
 
+/// The subject as it is encoded, by which an issuer is found; none if it is no certificate.
+pub(crate) fn subject<'a>(der: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    Some(certificate.tbs_certificate.subject.as_raw())
+}
+
 fn shown(name: &X509Name<'_>) -> String {
     let common = name.iter_common_name().next().and_then(|name| name.as_str().ok());
     let text = common.map_or_else(|| name.to_string(), str::to_owned);

@@ -2,6 +2,10 @@
 //!
 //! Authorities are grouped by what they may vouch for, and each group verifies on its own. All of them may have the
 //! same name ("Cilium CA"); what tells them apart is their keys.
+//!
+//! Anybody may show a certificate, and whoever calls itself `remote` is looked for in every peer's group. So what a stranger
+//! costs must not be of its own making: a group whose authorities have other names costs no signature, and one in which they
+//! have the right one costs one for each way there, of which `check_chain` leaves hardly two.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,12 +21,14 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::{TlsError, Trust, Vouches};
-use crate::certificate::{Certificate, CommonName, clock};
+use crate::certificate::{Certificate, CommonName, clock, subject};
 use crate::pem;
 
 /// The most bytes of authorities' names that clients are given to choose a certificate by. With more they are given
 /// none, and show what they have.
 const MAX_HINT_BYTES: usize = 32 << 10;
+/// The most authorities that a client may put between itself and the one that is trusted.
+const MAX_INTERMEDIATES: usize = 3;
 /// Of so many authorities that may not say a name it is found out whether they said it.
 const SUSPECTS: usize = 32;
 /// A refusal is logged once in this time, the others are counted: anybody may try.
@@ -65,6 +71,17 @@ enum Refusal {
     Nameless { cluster: String },
     #[error("the certificate has several common names, and only one can count")]
     Several,
+}
+
+/// A chain that costs more to follow than a client needs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Tangle {
+    #[error("its chain has {0} more certificates, and no more than {MAX_INTERMEDIATES} are looked at")]
+    TooLong(usize),
+    #[error(
+        "two certificates in its chain have the same subject, so that there are several ways to follow it"
+    )]
+    Ambiguous,
 }
 
 impl TrustVerifier {
@@ -140,6 +157,7 @@ impl TrustVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
+        check_chain(intermediates)?;
         let name = CommonName::of(own);
         let signed = |group: &Group| group.verifier.verify_client_cert(own, intermediates, now);
         let mut why = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
@@ -181,6 +199,23 @@ impl TrustVerifier {
     }
 }
 
+/// Refuses a chain that can be followed in many ways before anything is verified. Each group would try all of them, with as many
+/// signatures as there are orders in which certificates of the same name fit each other.
+fn check_chain(intermediates: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+    if intermediates.len() > MAX_INTERMEDIATES {
+        return Err(Tangle::TooLong(intermediates.len()).into());
+    }
+    let mut subjects = HashSet::new();
+    for certificate in intermediates {
+        let subject =
+            subject(certificate).ok_or(rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if !subjects.insert(subject) {
+            return Err(Tangle::Ambiguous.into());
+        }
+    }
+    Ok(())
+}
+
 /// Whether an error says more than "signed by somebody else". An authority of the same name as the right one has
 /// another key, so its signature does not fit either.
 fn is_telling(error: &rustls::Error) -> bool {
@@ -216,6 +251,11 @@ fn advice(error: &rustls::Error) -> &'static str {
             "whoever holds that authority's key issues certificates for others: let that cluster connect with its own \
              name, or take it out of trust"
         }
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(tangle)))
+            if tangle.is::<Tangle>() =>
+        {
+            "let the client show its certificate and the authorities between it and the trusted one, each once"
+        }
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "connect that cluster with its present authority (ca.crt) if it is a peer"
         }
@@ -238,6 +278,12 @@ impl Refusal {
             (Vouches::Peer(cluster), CommonName::None) => Self::Nameless { cluster: cluster.to_string() },
             (_, CommonName::Several) | (Vouches::Anyone, _) => Self::Several,
         }
+    }
+}
+
+impl From<Tangle> for rustls::Error {
+    fn from(tangle: Tangle) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(tangle))))
     }
 }
 
@@ -340,6 +386,67 @@ mod tests {
         let stranger = error(&client("remote-beta", &authority("Cilium CA").1));
         assert!(reason(&stranger).contains("no trusted authority"), "{stranger}");
         assert!(advice(&stranger).contains("ca.crt"));
+    }
+
+    /// An authority of this name, signed by another.
+    fn signed_authority(name: &str, issuer: &Issuer<'_, KeyPair>) -> Intermediate {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = params.signed_by(&key, issuer).unwrap().der().clone();
+        Intermediate { certificate, issuer: Issuer::new(params, key) }
+    }
+
+    struct Intermediate {
+        certificate: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    /// Peers whose authorities all have the same name; the last one's comes with it.
+    fn many_peers(count: usize) -> (TrustVerifier, Issuer<'static, KeyPair>) {
+        let all: Vec<_> = (0..count).map(|_| authority("Cilium CA")).collect();
+        let peers: Vec<_> =
+            (0..count).map(|index| Vouches::Peer(format!("peer-{index}").parse().unwrap())).collect();
+        let entries: Vec<_> = all.iter().zip(&peers).map(|((pem, _), peer)| (&**pem, peer.clone())).collect();
+        let verifier = trust(&entries);
+        (verifier, all.into_iter().next_back().unwrap().1)
+    }
+
+    #[test]
+    fn a_direct_chain_is_looked_for_among_all_authorities_of_a_name_and_one_through_others_too() {
+        let (verifier, root) = many_peers(300);
+        let judge = |certificate: &CertificateDer<'_>, chain: &[CertificateDer<'_>]| {
+            verifier.judge(certificate, chain, UnixTime::now())
+        };
+        judge(&client("remote", &root), &[]).unwrap();
+        let one = signed_authority("One", &root);
+        let two = signed_authority("Two", &one.issuer);
+        let three = signed_authority("Cilium CA", &two.issuer);
+        let chain = [three.certificate, two.certificate, one.certificate];
+        judge(&client("remote", &three.issuer), &chain).unwrap();
+    }
+
+    #[test]
+    fn a_chain_that_can_be_followed_in_many_ways_is_refused_before_any_signature_is_looked_at() {
+        let (verifier, root) = many_peers(2);
+        let refused = |certificate: &CertificateDer<'_>, chain: &[CertificateDer<'_>]| {
+            let error = verifier.judge(certificate, chain, UnixTime::now()).unwrap_err();
+            assert!(advice(&error).contains("each once"), "{error}");
+            reason(&error)
+        };
+        // Good ones, all of them; what is wrong with the chains is their shape alone.
+        let good = client("remote", &root);
+        let others: Vec<_> =
+            (0..4).map(|index| signed_authority(&format!("CA {index}"), &root).certificate).collect();
+        verifier.judge(&good, &others[..3], UnixTime::now()).unwrap();
+        assert!(refused(&good, &others).contains("4 more certificates"));
+        let alike = ["Cilium CA"; 2].map(|name| signed_authority(name, &root).certificate);
+        assert!(refused(&good, &alike).contains("the same subject"));
+        let unreadable = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
+        let error = verifier.judge(&good, &unreadable, UnixTime::now()).unwrap_err();
+        assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadEncoding));
     }
 
     #[test]
