@@ -113,7 +113,7 @@ async fn serve(
     view: &View,
     shutdown: &CancellationToken,
 ) -> Result<(), DaemonError> {
-    let opened = async { tokio::join!(Store::open(etcd), shared.identities.open()) };
+    let opened = async { tokio::join!(Store::open(etcd, config.election), shared.identities.open()) };
     let Some((store, tls)) = shutdown.run_until_cancelled(opened).await else { return Ok(()) };
     let tls = tls?;
     // Whoever leads: every replica's gateway lets in the relays of the peers.

@@ -8,6 +8,8 @@ use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
+use crate::election;
+
 /// The store, and what feeds it.
 pub(super) enum Store {
     /// This replica's own. Each replica fills its own, whoever leads.
@@ -26,10 +28,10 @@ pub(super) enum Pen {
 
 impl Store {
     /// Waits for etcd as long as that takes.
-    pub(super) async fn open(etcd: Option<ClientConfig>) -> Self {
+    pub(super) async fn open(etcd: Option<ClientConfig>, election: Option<election::Timing>) -> Self {
         match etcd {
             None => Self::Memory(MemoryStore::new(StoreId::random(), Limits::default())),
-            Some(client) => Self::Etcd(Box::new(EtcdEngine::start(EtcdConfig::new(client)).await)),
+            Some(client) => Self::Etcd(Box::new(EtcdEngine::start(etcd_config(client, election)).await)),
         }
     }
 
@@ -70,6 +72,12 @@ impl Store {
     }
 }
 
+/// A leader that the Kubernetes API does not reach goes on for the renew deadline; until then two may write.
+fn etcd_config(client: ClientConfig, election: Option<election::Timing>) -> EtcdConfig {
+    let told_within = election.unwrap_or_default().renew_deadline;
+    EtcdConfig { told_within, ..EtcdConfig::new(client) }
+}
+
 impl Pen {
     pub(super) fn writer(&self) -> &Writer {
         match self {
@@ -83,4 +91,22 @@ impl Pen {
 pub(super) fn missing_canaries(store: &MemoryStore, canaries: &[bytes::Bytes]) -> BTreeSet<String> {
     let missing = canaries.iter().filter(|canary| store.get(canary).is_none());
     missing.map(|canary| String::from_utf8_lossy(canary).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_writer_stands_aside_for_as_long_as_a_leader_may_not_know_that_it_leads_no_more() {
+        let client = ClientConfig::parse("endpoints:\n- http://127.0.0.1:1\n").unwrap();
+        let told_within = |election| etcd_config(client.clone(), election).told_within;
+        let usual = told_within(Some(election::Timing::default()));
+        assert_eq!(usual, EtcdConfig::new(client.clone()).told_within);
+        assert_eq!(told_within(None), usual);
+        let slow = election::Timing::of_lease(Duration::from_secs(60));
+        assert_eq!(told_within(Some(slow)), Duration::from_secs(40));
+    }
 }

@@ -30,6 +30,9 @@ pub struct EtcdConfig {
     pub client: ClientConfig,
     /// How long keys outlive their writer. 15 minutes; etcd makes it a few seconds at least.
     pub lease_ttl: Duration,
+    /// How long it may take until a replica in whose place another writes has ended its [`Term`]: what a leader goes on for that
+    /// cannot renew its Lease. A term that lasts longer is taken for the right one, and takes over from the other. 10 s.
+    pub told_within: Duration,
     /// Bounds of the store that follows etcd.
     pub limits: Limits,
 }
@@ -37,7 +40,12 @@ pub struct EtcdConfig {
 impl EtcdConfig {
     /// The defaults of the wire format for the etcd that `client` names.
     pub fn new(client: ClientConfig) -> Self {
-        Self { client, lease_ttl: Duration::from_secs(15 * 60), limits: Limits::default() }
+        Self {
+            client,
+            lease_ttl: Duration::from_secs(15 * 60),
+            told_within: Duration::from_secs(10),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -121,6 +129,7 @@ impl EtcdEngine {
             client: config.client.clone(),
             cluster_id: store.id().0,
             lease_ttl: config.lease_ttl,
+            told_within: config.told_within,
         };
         let desk = Desk::default();
         let (report, status) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });

@@ -19,9 +19,6 @@ const IN_FLIGHT: usize = 4;
 /// Whose turn it is to write. A transaction counts only while that is the writer's own mark: one that was stopped where it
 /// stood, and goes on when another writes in its place, changes nothing any more, however late it is told so.
 const TURN: &str = "isthmus/.writer";
-/// Time in which a writer in whose place another writes should have been told to end. One that goes on after that is the right
-/// one.
-const TOLD_BY_THEN: Duration = Duration::from_secs(10);
 /// Waits between attempts at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(10));
 
@@ -33,6 +30,9 @@ pub(crate) struct DriverConfig {
     pub(crate) cluster_id: u64,
     /// How long keys outlive their writer.
     pub(crate) lease_ttl: Duration,
+    /// Time in which a writer in whose place another writes should have been told to end. One that goes on after that is
+    /// the right one.
+    pub(crate) told_within: Duration,
 }
 
 /// Works the queue off for as long as the etcd cluster is the right one; returns when it is another.
@@ -58,7 +58,7 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
                         let error = "another replica writes to etcd; this one waits until it is told to end";
                         tracing::warn!("{error}");
                         queue.trouble(error.to_owned());
-                        sleep(TOLD_BY_THEN).await;
+                        sleep(config.told_within).await;
                         // Whatever the other has written meanwhile is written over.
                         turn.taken = false;
                         queue.leases().into_iter().for_each(|lease| queue.lease_lost(lease));

@@ -1,6 +1,9 @@
 //! What a writer must bear, on either engine.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use isthmus_kvstore::{
     Section,
@@ -341,4 +344,41 @@ async fn a_writer_that_has_not_been_told_that_another_writes_in_its_place_change
     for engine in [&first, &second] {
         assert_eq!(value(engine.store(), &key("a")).as_deref(), Some("2"));
     }
+}
+
+#[tokio::test]
+async fn a_writer_that_is_not_told_in_time_to_end_takes_over_from_the_other() {
+    let etcd = Etcd::start().await;
+    let patience = Duration::from_millis(500);
+    let config = EtcdConfig { told_within: patience, ..EtcdConfig::new(etcd.config()) };
+    let first = EtcdEngine::start(config).await;
+    // This one has more of it, as far as the test goes on.
+    let config = EtcdConfig { told_within: Duration::from_secs(3600), ..EtcdConfig::new(etcd.config()) };
+    let second = EtcdEngine::start(config).await;
+    let right = first.begin_term();
+    right.writer().put(key("a"), "1");
+    right.writer().flush().await;
+    let wrong = second.begin_term();
+    wrong.writer().put(key("a"), "2");
+    wrong.writer().flush().await;
+
+    let asked = Instant::now();
+    right.writer().put(key("b"), "1");
+    right.writer().flush().await;
+    assert!(asked.elapsed() >= patience, "it stood aside before: {:?}", asked.elapsed());
+    wait::until("all that it wrote stands again", async || {
+        let values = ["a", "b"].map(|name| value(second.store(), &key(name)));
+        values.iter().all(|value| value.as_deref() == Some("1"))
+    })
+    .await;
+    // The other is superseded in its turn, and does not come back as soon.
+    wrong.writer().put(key("a"), "3");
+    wait::until("the other learns of it", async || {
+        let status = wrong.writer().status();
+        status.last_error.is_some_and(|error| error.contains("another replica writes"))
+    })
+    .await;
+    right.writer().put(key("c"), "1");
+    wait::until("the last is followed", async || value(first.store(), &key("c")).is_some()).await;
+    assert_eq!(value(first.store(), &key("a")).as_deref(), Some("1"));
 }
