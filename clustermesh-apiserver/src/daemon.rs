@@ -7,6 +7,9 @@
 //! In that order, so that what is waited for is told on `/readyz`. Ends in the opposite one: readers are let go
 //! first, so that they keep what they have rather than see a cluster that is being taken apart.
 //!
+//! What runs beside them for as long as the program does are `tasks`: should one end by itself, so does the program, to be
+//! started again, rather than go on without it.
+//!
 //! # Several replicas
 //!
 //! One of them leads (`election`). What that means depends on whose the store is:
@@ -50,6 +53,7 @@ use crate::cluster_info::Publisher;
 use crate::election::{Election, Leadership};
 use crate::exporter::ExporterMetrics;
 use crate::relay::{self, SecretSource, Sources, SourcesConfig};
+use crate::tasks::Tasks;
 use crate::troubleshoot;
 
 /// Runs until `shutdown`.
@@ -81,10 +85,11 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     registry.register_collector(Box::new(metrics::StateMetrics(Arc::clone(&view))));
     let endpoints = open_endpoints(&config, Arc::new(registry), &view, &shutdown).await?;
 
-    let (election, leadership) = elect(&config, &kubernetes);
-    let identities = identities(&config, &kubernetes, &leadership, &shutdown);
+    let tasks = Tasks::until(shutdown.clone());
+    let (election, leadership) = elect(&config, &kubernetes, &tasks);
+    let identities = identities(&config, &kubernetes, &leadership, &tasks);
     view.stands(leadership.clone(), identities.certificates().cloned());
-    let shared = Shared { kubernetes, leadership, identities, exporter_metrics, relay_metrics };
+    let shared = Shared { kubernetes, tasks, leadership, identities, exporter_metrics, relay_metrics };
     let outcome = serve(&config, etcd, &shared, &view, &shutdown).await;
     shutdown.cancel();
     // Nothing writes any more: the next one may begin.
@@ -99,6 +104,8 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
 /// What the parts have in common.
 struct Shared {
     kubernetes: kube::Client,
+    /// What runs beside what writes, whoever leads.
+    tasks: Tasks,
     leadership: Leadership,
     identities: Identities,
     exporter_metrics: ExporterMetrics,
@@ -114,13 +121,18 @@ async fn serve(
     shutdown: &CancellationToken,
 ) -> Result<(), DaemonError> {
     let opened = async { tokio::join!(Store::open(etcd, config.election), shared.identities.open()) };
-    let Some((store, tls)) = shutdown.run_until_cancelled(opened).await else { return Ok(()) };
+    let (store, tls) = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => return Ok(()),
+        what = shared.tasks.ended() => return Err(DaemonError::Stopped(what)),
+        opened = opened => opened,
+    };
     let tls = tls?;
     // Whoever leads: every replica's gateway lets in the relays of the peers.
-    let sources = Sources::follow(sources(config, shared, &tls), shutdown);
+    let sources = Sources::follow(sources(config, shared, &tls), &shared.tasks);
     let gateway = Gateway::serve_with(
         config.listen,
-        tls.serve(sources.authorities(), shutdown),
+        tls.serve(sources.authorities(), &shared.tasks),
         store.served().clone(),
         Grants::cluster_mesh(config.cluster.as_str()),
         GatewayOptions { name: config.cluster.to_string(), ..GatewayOptions::default() },
@@ -159,6 +171,7 @@ async fn write(
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return (Ok(()), None),
+                what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), None),
                 () = leadership.gained() => {}
                 reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), None),
             }
@@ -172,6 +185,7 @@ async fn write(
             // First, since it ends the others too.
             biased;
             () = shutdown.cancelled() => return (Ok(()), Some(parts)),
+            what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), Some(parts)),
             () = leadership.lost(), if store.is_shared() => {}
             error = parts.ended() => return (Err(error), Some(parts)),
             reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), Some(parts)),
@@ -201,11 +215,11 @@ fn sources(config: &DaemonConfig, shared: &Shared, tls: &GatewayTls) -> SourcesC
     SourcesConfig { own: config.cluster.clone(), directory: config.peers_dir.clone(), secrets }
 }
 
-fn elect(config: &DaemonConfig, kubernetes: &kube::Client) -> (Option<Election>, Leadership) {
+fn elect(config: &DaemonConfig, kubernetes: &kube::Client, tasks: &Tasks) -> (Option<Election>, Leadership) {
     match (&config.namespace, config.election) {
         (Some(namespace), Some(timing)) => {
             let (election, leadership) =
-                Election::start(kubernetes.clone(), namespace, LEASE, &config.replica, timing);
+                Election::start(kubernetes.clone(), namespace, LEASE, &config.replica, timing, tasks);
             (Some(election), leadership)
         }
         _ => (None, Leadership::alone()),
@@ -217,7 +231,7 @@ fn identities(
     config: &DaemonConfig,
     kubernetes: &kube::Client,
     leadership: &Leadership,
-    shutdown: &CancellationToken,
+    tasks: &Tasks,
 ) -> Identities {
     let (namespace, issuer, validity, gateway_names, timing) = match &config.tls {
         Tls::Files(files) => return Identities::Files(files.clone()),
@@ -240,11 +254,9 @@ fn identities(
         gateway_names,
         timing,
     };
-    let certificates =
-        Certificates::start(kubernetes, keep, &config.replica, leadership, published, shutdown);
+    let certificates = Certificates::start(kubernetes, keep, &config.replica, leadership, published, tasks);
     let publishing = publisher.run(certificates.bundles(), leadership.clone());
-    let shutdown = shutdown.clone();
-    tokio::spawn(async move { shutdown.run_until_cancelled(publishing).await });
+    tasks.spawn("the publishing of the cluster's information", publishing);
     Identities::Secrets(certificates)
 }
 
@@ -275,3 +287,6 @@ async fn open_endpoints(
     }
     Ok(endpoints)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,4 +11,5 @@ pub mod peering;
 pub mod pki;
 pub mod relay;
 pub mod status;
+pub mod tasks;
 pub mod troubleshoot;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clustermesh_apiserver::election::{Election, Timing};
 use clustermesh_apiserver::exporter::{ExporterConfig, Source};
+use clustermesh_apiserver::tasks::Tasks;
 use isthmus_crds::CiliumIdentity;
 use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
 use isthmus_wire::local::LocalPolicy;
@@ -20,8 +21,8 @@ use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use serde_json::{Value, json};
-
 use support::{Cluster, Export, LOOPBACK, config, eventually};
+use tokio_util::sync::CancellationToken;
 
 const SERVICE: &str = "cilium/state/services/v1/alpha/app/echo";
 const LOCAL_SERVICE: &str = "isthmus/services/v1/app/echo";
@@ -428,7 +429,9 @@ async fn a_replica_that_stands_by_exports_and_leaves_what_people_read_to_the_lea
         }))
         .await;
     let timing = Timing::of_lease(Duration::from_secs(1));
-    let (election, leadership) = Election::start(cluster.client.clone(), "app", "lead", "own", timing);
+    let tasks = Tasks::until(CancellationToken::new());
+    let (election, leadership) =
+        Election::start(cluster.client.clone(), "app", "lead", "own", timing, &tasks);
     let store = MemoryStore::new(StoreId::random(), Limits::default());
     let mut export = cluster.export_led_by(leadership, store, config());
     export.ready().await;

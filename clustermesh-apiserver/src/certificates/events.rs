@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::election::Leadership;
 use crate::exporter::chain;
+use crate::tasks::Tasks;
 
 /// Events that wait. Whoever reads Events has the log too: what does not fit is left out.
 const WAITING: usize = 32;
@@ -21,15 +22,21 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// Sends them in the background, for as long as anybody can hand them in.
-    pub(super) fn start(client: Client, namespace: &str, replica: &str, leadership: Leadership) -> Self {
+    /// Sends them in the background.
+    pub(super) fn start(
+        client: Client,
+        namespace: &str,
+        replica: &str,
+        leadership: Leadership,
+        tasks: &Tasks,
+    ) -> Self {
         let (waiting, mut events) = mpsc::channel::<(ObjectReference, Event)>(WAITING);
         let reporter = Reporter {
             controller: "isthmus-clustermesh-apiserver".to_owned(),
             instance: Some(replica.to_owned()),
         };
         let recorder = Recorder::new(client, reporter);
-        tokio::spawn(async move {
+        tasks.spawn("the sending of Events about certificates", async move {
             while let Some((at, event)) = events.recv().await {
                 if !leadership.is_leading() {
                     continue;

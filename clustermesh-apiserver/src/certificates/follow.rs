@@ -12,7 +12,6 @@ use isthmus_kvstore::config::LiveIdentity;
 use isthmus_kvstore::gateway::{TrustedAuthority, Vouches};
 use k8s_openapi::api::core::v1::Secret;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::events::Events;
 use super::leaf::pair;
@@ -52,7 +51,8 @@ pub(super) struct Follow {
 }
 
 impl Follow {
-    pub(super) async fn run(mut self, shutdown: CancellationToken) {
+    /// Never ends.
+    pub(super) async fn run(mut self) {
         let mut in_use: BTreeMap<&'static str, InUse> = BTreeMap::new();
         loop {
             let secrets = self.secrets.borrow_and_update().clone();
@@ -63,7 +63,6 @@ impl Follow {
                 }
             }
             tokio::select! {
-                () = shutdown.cancelled() => return,
                 Ok(()) = self.secrets.changed() => {}
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }

@@ -52,7 +52,6 @@ use isthmus_kvstore::config::LiveIdentity;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use tokio::sync::watch::{Receiver, channel};
-use tokio_util::sync::CancellationToken;
 
 use self::events::Events;
 use self::follow::{Follow, Held};
@@ -60,6 +59,7 @@ use self::keeper::Keeper;
 use crate::election::Leadership;
 use crate::pki::LONGEST_PEM;
 use crate::status::CertificateStatus;
+use crate::tasks::Tasks;
 
 /// How long certificates are valid unless said otherwise: 90 days.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -138,7 +138,7 @@ impl Certificates {
         replica: &str,
         leadership: &Leadership,
         published: Receiver<Option<Arc<str>>>,
-        shutdown: &CancellationToken,
+        tasks: &Tasks,
     ) -> Self {
         let mut names = vec![
             SERVER_CERT_SECRET,
@@ -150,11 +150,11 @@ impl Certificates {
         if config.issuer == Issuer::Isthmus {
             names.push(CA_SECRET);
         }
-        let secrets = watch::follow(client, &config.namespace, &names, shutdown);
-        let events = Events::start(client.clone(), &config.namespace, replica, leadership.clone());
+        let secrets = watch::follow(client, &config.namespace, &names, tasks);
+        let events = Events::start(client.clone(), &config.namespace, replica, leadership.clone(), tasks);
         let (held, seen) = channel(Held::default());
         let follow = Follow { secrets: secrets.clone(), names, held, events: events.clone() };
-        tokio::spawn(follow.run(shutdown.clone()));
+        tasks.spawn("the following of the certificates' Secrets", follow.run());
         let (tell, problems) = channel(Vec::new());
         if config.issuer == Issuer::Isthmus {
             let keeper = Keeper {
@@ -165,10 +165,7 @@ impl Certificates {
                 events,
                 problems: tell,
             };
-            let (leadership, shutdown) = (leadership.clone(), shutdown.clone());
-            tokio::spawn(async move {
-                shutdown.run_until_cancelled(keeper.run(leadership)).await;
-            });
+            tasks.spawn("the keeping of certificates", keeper.run(leadership.clone()));
         }
         Self { config: config.into(), held: seen, secrets, problems }
     }

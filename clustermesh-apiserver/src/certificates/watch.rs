@@ -9,10 +9,9 @@ use kube::runtime::utils::StreamBackoff;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::exporter::chain;
+use crate::tasks::Tasks;
 
 /// How long a watch runs before it is renewed: an API server that has gone without a word goes unnoticed as long.
 const WATCH_SECONDS: u32 = 60;
@@ -45,24 +44,19 @@ impl Secrets {
     }
 }
 
-/// Follows the Secrets `names` in `namespace` until `shutdown`.
+/// Follows the Secrets `names` in `namespace`.
 pub(super) fn follow(
     client: &Client,
     namespace: &str,
     names: &[&'static str],
-    shutdown: &CancellationToken,
+    tasks: &Tasks,
 ) -> watch::Receiver<Secrets> {
     let (send, secrets) = watch::channel(Secrets::default());
     let send = Arc::new(send);
-    let mut tasks = JoinSet::new();
     for name in names {
-        tasks.spawn(one(Api::namespaced(client.clone(), namespace), name, Arc::clone(&send)));
+        let watch = one(Api::namespaced(client.clone(), namespace), name, Arc::clone(&send));
+        tasks.spawn("the watch of the certificates' Secrets", watch);
     }
-    let shutdown = shutdown.clone();
-    tokio::spawn(async move {
-        shutdown.cancelled().await;
-        tasks.shutdown().await;
-    });
     secrets
 }
 

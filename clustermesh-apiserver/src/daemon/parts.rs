@@ -70,6 +70,7 @@ impl Parts {
                 Ok(Ok(())) | Err(_) => DaemonError::Stopped("the exporter"),
             },
             _ = &mut self.relaying => DaemonError::Stopped("the relay"),
+            () = ended(&mut self.telling) => DaemonError::Stopped("the keeping of ClusterPeers"),
         }
     }
 
@@ -100,7 +101,9 @@ impl Parts {
         if !relaying.is_finished() {
             let _ = relaying.await;
         }
-        if let Some(telling) = telling {
+        if let Some(telling) = telling
+            && !telling.is_finished()
+        {
             let _ = telling.await;
         }
         if tokio::time::timeout(FLUSH_TIMEOUT, pen.writer().flush()).await.is_err() {
@@ -111,11 +114,49 @@ impl Parts {
     }
 }
 
+/// Completes when the task has ended, if there is one.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => drop(task.await),
+        None => std::future::pending().await,
+    }
+}
+
 fn exporter_config(config: &DaemonConfig) -> ExporterConfig {
     ExporterConfig {
         max_connected_clusters: config.max_connected_clusters,
         source: config.source,
         namespaces_are_global: config.namespaces_are_global,
         ..ExporterConfig::new(config.cluster.clone(), config.cluster_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
+    use isthmus_kvstore::writer::Writer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_parts_end_with_the_keeping_of_cluster_peers_and_can_still_be_finished() {
+        let writer = Writer::memory(MemoryStore::new(StoreId::random(), Limits::default()));
+        let stop = CancellationToken::new();
+        let until_stopped = || stop.clone().cancelled_owned();
+        let (exporting, relaying) = (until_stopped(), until_stopped());
+        let mut parts = Parts {
+            heartbeat: writer.keep_heartbeat(),
+            pen: Pen::Memory(writer),
+            exporting: tokio::spawn(async move {
+                exporting.await;
+                Ok(())
+            }),
+            relaying: tokio::spawn(relaying),
+            telling: Some(tokio::spawn(async { panic!("on purpose") })),
+            stop,
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(30), parts.ended()).await;
+        assert!(matches!(ended, Ok(DaemonError::Stopped("the keeping of ClusterPeers"))), "{ended:?}");
+        parts.finish().await;
     }
 }

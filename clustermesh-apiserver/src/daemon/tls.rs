@@ -5,10 +5,10 @@ use std::sync::Arc;
 use isthmus_kvstore::config::LiveIdentity;
 use isthmus_kvstore::gateway::{LiveTls, ServerTls, TlsError, TlsFiles, Trust, TrustedAuthority, Vouches};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{Bundles, Certificates};
 use crate::relay::Authorities;
+use crate::tasks::Tasks;
 
 /// Where the gateway's certificates come from.
 pub(super) enum Identities {
@@ -51,19 +51,13 @@ impl Identities {
 }
 
 impl GatewayTls {
-    /// What the gateway is given. With certificates in Secrets, whom it trusts follows them, and `peers`, until `shutdown`.
-    pub(super) fn serve(
-        self,
-        peers: watch::Receiver<Authorities>,
-        shutdown: &CancellationToken,
-    ) -> ServerTls {
+    /// What the gateway is given. With certificates in Secrets, whom it trusts follows them, and `peers`.
+    pub(super) fn serve(self, peers: watch::Receiver<Authorities>, tasks: &Tasks) -> ServerTls {
         let (live, bundles) = match self {
             Self::Files(files) => return files.into(),
             Self::Secrets { live, bundles, .. } => (live, bundles),
         };
-        let following = follow(live.clone(), bundles, peers);
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move { shutdown.run_until_cancelled(following).await });
+        tasks.spawn("the following of whom the gateway trusts", follow(live.clone(), bundles, peers));
         live.into()
     }
 

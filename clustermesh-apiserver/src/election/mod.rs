@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::candidate::Candidate;
 use crate::exporter::chain;
+use crate::tasks::Tasks;
 
 /// The times of an election. The defaults are client-go's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +158,7 @@ impl Election {
         lease: &str,
         replica: &str,
         timing: Timing,
+        tasks: &Tasks,
     ) -> (Self, Leadership) {
         let (role, seen) = watch::channel(Role::Standby { leader: None });
         let ended = CancellationToken::new();
@@ -168,7 +170,7 @@ impl Election {
             role,
             trouble: None,
         };
-        let task = tokio::spawn(run.until(ended.clone()));
+        let task = tasks.spawn_until("the election", ended.clone(), run.until(ended.clone()));
         (Self { ended, task }, Leadership(seen))
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clustermesh_apiserver::pki::{Authority, Client, DEFAULT_VALIDITY};
 use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
+use clustermesh_apiserver::tasks::Tasks;
 use isthmus_kvstore::gateway::{Gateway, GatewayOptions, Grants, ServerTls, TlsFiles};
 use isthmus_kvstore::memory::{KeyRange, Limits, MemoryStore, RangeRequest, StoreId};
 use isthmus_kvstore::writer::Writer;
@@ -48,7 +49,8 @@ impl Alpha {
         let shutdown = CancellationToken::new();
         let sources =
             SourcesConfig { own: own.name.clone(), directory: Some(peers_dir.clone()), secrets: None };
-        let config = RelayConfig { own, sources: Sources::follow(sources, &shutdown), timing };
+        let config =
+            RelayConfig { own, sources: Sources::follow(sources, &Tasks::until(shutdown.clone())), timing };
         let writer = Writer::memory(store.clone());
         let (relay, task) = Relay::spawn(config, writer, Arc::new(Metrics::default()), shutdown.clone());
         Self { store, relay, peers_dir, folder: Arc::clone(&mesh.folder), shutdown, task }

@@ -12,6 +12,7 @@ use clustermesh_apiserver::relay::{
     Metrics, OwnCluster, Relay, RelayConfig, SecretSource, Sources, SourcesConfig, Timing,
 };
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
+use clustermesh_apiserver::tasks::Tasks;
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
 use isthmus_crds::{CaBundle, ClusterPeer, READY};
 use isthmus_kube_api::{Config, KubeApi};
@@ -261,7 +262,7 @@ impl Alpha {
                 identity,
             }),
         };
-        let sources = Sources::follow(sources, &shutdown);
+        let sources = Sources::follow(sources, &Tasks::until(shutdown.clone()));
         let timing = Timing { drain_grace: Duration::from_secs(2), ..Timing::default() };
         let config = RelayConfig { own, sources: sources.clone(), timing };
         let writer = Writer::memory(store.clone());

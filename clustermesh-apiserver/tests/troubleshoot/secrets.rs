@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clustermesh_apiserver::relay::{
     Metrics, Relay, RelayConfig, SecretSource, Sources, SourcesConfig, Timing,
 };
+use clustermesh_apiserver::tasks::Tasks;
 use clustermesh_apiserver::troubleshoot::{self, Outcome, Report, Step};
 use isthmus_kube_api::{Config, KubeApi};
 use isthmus_kvstore::config::LiveIdentity;
@@ -57,8 +58,11 @@ async fn a_peer_in_a_secret_is_probed_as_the_secret_says_and_its_faults_lead_bac
     let shutdown = CancellationToken::new();
     let _ends_with_the_test = shutdown.clone().drop_guard();
     let sources = SourcesConfig { own: own().name, directory: None, secrets: Some(source) };
-    let config =
-        RelayConfig { own: own(), sources: Sources::follow(sources, &shutdown), timing: Timing::default() };
+    let config = RelayConfig {
+        own: own(),
+        sources: Sources::follow(sources, &Tasks::until(shutdown.clone())),
+        timing: Timing::default(),
+    };
     let store = MemoryStore::new(StoreId::random(), Limits::default());
     let (relay, _) =
         Relay::spawn(config, Writer::memory(store), Arc::new(Metrics::default()), shutdown.clone());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{TimeDelta, Utc};
 use clustermesh_apiserver::relay::{Metrics, OwnCluster, Relay, RelayConfig, Sources, SourcesConfig, Timing};
 use clustermesh_apiserver::status::PeerState;
+use clustermesh_apiserver::tasks::Tasks;
 use clustermesh_apiserver::troubleshoot::{Outcome, PeerReport, Step};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -257,7 +258,7 @@ impl Following {
         let store = MemoryStore::new(StoreId::random(), Limits::default());
         let shutdown = CancellationToken::new();
         let sources = SourcesConfig { own: own().name, directory: Some(directory.clone()), secrets: None };
-        let sources = Sources::follow(sources, &shutdown);
+        let sources = Sources::follow(sources, &Tasks::until(shutdown.clone()));
         let config = RelayConfig { own: own(), sources, timing: Timing::default() };
         let metrics = Arc::new(Metrics::default());
         let (relay, _) = Relay::spawn(config, Writer::memory(store), metrics, shutdown.clone());

@@ -17,9 +17,9 @@ use isthmus_wire::ClusterName;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::{Found, Origin, PeerConfig, Refused, Unread};
+use crate::tasks::Tasks;
 
 /// How long after an event the directory is read: writers make several changes in a row.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -32,20 +32,15 @@ const MAX_ENTRIES: usize = 4096;
 /// What makes a file a peer: the same text that Cilium looks for.
 const MARK: &[u8] = b"endpoints:";
 
-/// Follows the directory until `shutdown`. `own` is the name of the own cluster, whose file is ignored.
+/// Follows the directory. `own` is the name of the own cluster, whose file is ignored.
 ///
 /// The first reading is done when this returns. A file that turns unusable keeps its last usable configuration, so that
 /// a half-written file cuts no peer off; one that is gone, or no longer looks like a configuration, is removed.
-pub(super) fn follow(path: PathBuf, own: ClusterName, shutdown: CancellationToken) -> watch::Receiver<Found> {
+pub(super) fn follow(path: PathBuf, own: ClusterName, tasks: &Tasks) -> watch::Receiver<Found> {
     let (send, receive) = watch::channel(Found::default());
     let mut directory = Directory { path, own, send };
     directory.reread();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = directory.run() => {}
-            () = shutdown.cancelled() => {}
-        }
-    });
+    tasks.spawn("the watch of the directory of peers", async move { directory.run().await });
     receive
 }
 
@@ -225,6 +220,8 @@ fn directory_mask() -> WatchMask {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
 
     const CONFIG: &str = "endpoints:\n- http://127.0.0.1:2379\n";
@@ -250,7 +247,7 @@ mod tests {
         fs::write(path.join("alpha"), CONFIG).unwrap();
         fs::write(path.join("common-etcd-client.crt"), "a certificate").unwrap();
         let shutdown = CancellationToken::new();
-        let mut peers = follow(path.to_owned(), cluster("alpha"), shutdown.clone());
+        let mut peers = follow(path.to_owned(), cluster("alpha"), &Tasks::until(shutdown.clone()));
         let first = peers.borrow().clone();
         assert_eq!(first.configured.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["beta"]);
         assert!(first.refused.is_empty());
@@ -276,7 +273,7 @@ mod tests {
         symlink("..1", path.join("..data")).unwrap();
         symlink("..data/beta", path.join("beta")).unwrap();
         let shutdown = CancellationToken::new();
-        let mut peers = follow(path.to_owned(), cluster("alpha"), shutdown.clone());
+        let mut peers = follow(path.to_owned(), cluster("alpha"), &Tasks::until(shutdown.clone()));
         let digest = peers.borrow().configured["beta"].digest;
         symlink("..2", path.join("..data_tmp")).unwrap();
         fs::rename(path.join("..data_tmp"), path.join("..data")).unwrap();
@@ -291,7 +288,7 @@ mod tests {
         fs::write(path.join("beta"), CONFIG).unwrap();
         fs::write(path.join("Not_A_Name"), CONFIG).unwrap();
         let shutdown = CancellationToken::new();
-        let mut peers = follow(path.to_owned(), cluster("alpha"), shutdown.clone());
+        let mut peers = follow(path.to_owned(), cluster("alpha"), &Tasks::until(shutdown.clone()));
         assert!(refusal(&peers.borrow(), "Not_A_Name").unwrap().contains("cluster name"));
         fs::write(path.join("beta"), "endpoints: [\"ftp://x\"]\n").unwrap();
         let now = until(&mut peers, |peers| refusal(peers, "beta").is_some()).await;
@@ -307,7 +304,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("later");
         let shutdown = CancellationToken::new();
-        let mut peers = follow(path.clone(), cluster("alpha"), shutdown.clone());
+        let mut peers = follow(path.clone(), cluster("alpha"), &Tasks::until(shutdown.clone()));
         assert!(peers.borrow().unread.as_ref().unwrap().reason.contains("--peers-dir"));
         fs::create_dir(&path).unwrap();
         fs::write(path.join("beta"), CONFIG).unwrap();

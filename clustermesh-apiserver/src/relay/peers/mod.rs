@@ -21,10 +21,10 @@ use std::sync::Arc;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_wire::ClusterName;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 pub use self::secrets::SecretSource;
 pub(crate) use crate::status::PeerOrigin as Origin;
+use crate::tasks::Tasks;
 
 /// Where configurations of peers are looked for.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct SourcesConfig {
 /// The authorities that vouch for peers, each for its own cluster alone.
 pub type Authorities = Vec<(ClusterName, Arc<str>)>;
 
-/// The peers that are configured now. Cheap to clone; follows its sources until the shutdown it was given.
+/// The peers that are configured now. Cheap to clone; follows its sources for as long as the tasks it was given run.
 #[derive(Clone, Debug)]
 pub struct Sources {
     pub(super) peers: watch::Receiver<Peers>,
@@ -48,19 +48,19 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Follows the sources until `shutdown`. The directory has been read once when this returns; Secrets come later, and
+    /// Follows the sources. The directory has been read once when this returns; Secrets come later, and
     /// [`Relay::waiting_for`](super::Relay::waiting_for) tells of it. Must be called within a tokio runtime.
-    pub fn follow(config: SourcesConfig, shutdown: &CancellationToken) -> Self {
+    pub fn follow(config: SourcesConfig, tasks: &Tasks) -> Self {
         let SourcesConfig { own, directory, secrets } = config;
         let mut found = Both {
-            directory: directory.map(|path| directory::follow(path, own.clone(), shutdown.clone())),
-            secrets: secrets.map(|source| secrets::follow(source, own, shutdown.clone())),
+            directory: directory.map(|path| directory::follow(path, own.clone(), tasks)),
+            secrets: secrets.map(|source| secrets::follow(source, own, tasks)),
         };
         let (send_peers, peers) = watch::channel(found.merged());
         let (send_authorities, authorities) = watch::channel(peers.borrow().authorities());
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            while let Some(()) = shutdown.run_until_cancelled(found.changed()).await {
+        tasks.spawn("the following of peers", async move {
+            loop {
+                found.changed().await;
                 let now = found.merged();
                 send_authorities.send_if_modified(|authorities| replace(authorities, now.authorities()));
                 send_peers.send_if_modified(|peers| replace(peers, now));

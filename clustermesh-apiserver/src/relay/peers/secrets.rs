@@ -15,11 +15,11 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use self::book::Book;
 use super::{Found, Unread};
 use crate::exporter::{RetryDelay, chain};
+use crate::tasks::Tasks;
 
 /// Secrets per answer of a list: each may be as large as a Secret can be.
 const PAGE: u32 = 50;
@@ -45,15 +45,11 @@ impl fmt::Debug for SecretSource {
     }
 }
 
-/// Follows the Secrets until `shutdown`. `own` is the name of the own cluster.
+/// Follows the Secrets. `own` is the name of the own cluster.
 ///
 /// A Secret that turns unusable keeps its last usable configuration, so that a bad edit cuts no peer off. Only one that is gone,
 /// or does not ask for the connection any more, is removed.
-pub(super) fn follow(
-    source: SecretSource,
-    own: ClusterName,
-    shutdown: CancellationToken,
-) -> watch::Receiver<Found> {
+pub(super) fn follow(source: SecretSource, own: ClusterName, tasks: &Tasks) -> watch::Receiver<Found> {
     let reason =
         format!("waiting for the first list of the peers' Secrets in namespace {}", source.namespace);
     let unread = Some(Unread { first: true, reason });
@@ -65,9 +61,7 @@ pub(super) fn follow(
         failed: Instant::now(),
         send,
     };
-    tokio::spawn(async move {
-        shutdown.run_until_cancelled(follower.run()).await;
-    });
+    tasks.spawn("the watch of the peers' Secrets", async move { follower.run().await });
     receive
 }
 
