@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerEndpoint, PeerSecret, secret_name, wants_connection};
-use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, names};
+use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, SecretVersion, names};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -52,6 +52,8 @@ pub(crate) struct Step {
     pub(crate) secret: Secret,
     /// What that is in it.
     pub(crate) wanted: PeerSecret,
+    /// Which version of it is there.
+    pub(crate) present: Option<SecretVersion>,
     /// What that changes.
     pub(crate) change: Change,
     /// Whether fields that somebody else wrote are taken over.
@@ -150,6 +152,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
         peer: cluster.clone(),
         secret,
         wanted: peer.clone(),
+        present: present.and_then(|present| SecretVersion::of(&present.metadata)),
         change,
         force,
     };
