@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use chrono::{DateTime, Utc};
+use isthmus_crds::SecretVersion;
 use serde::{Deserialize, Serialize};
 
 /// The whole apiserver.
@@ -174,6 +175,9 @@ pub struct PeerStatus {
     /// What configures it; none once it was removed before this process started.
     #[serde(default)]
     pub source: Option<PeerOrigin>,
+    /// The version of the Secret that it is connected by; none if it is no Secret, or it was not connected yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_secret: Option<SecretVersion>,
     /// Why it stands there, for programs.
     #[serde(default)]
     pub cause: PeerCause,

@@ -1,7 +1,7 @@
 //! `ClusterPeer`: how the connection to another cluster is. Written by the leading apiserver, read by people and tools.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,16 @@ pub struct SecretName {
     pub name: String,
 }
 
+/// One version of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretVersion {
+    /// Its uid.
+    pub uid: String,
+    /// Its resource version.
+    pub resource_version: String,
+}
+
 /// How the connection is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -75,6 +85,10 @@ pub struct ClusterPeerStatus {
     /// The endpoint in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// The version of the Secret that the connection is made by, or the last one was. One that cannot be used is never named
+    /// here, and none is if no Secret configures the peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_secret: Option<SecretVersion>,
     /// Connected, Synced and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -126,6 +140,24 @@ pub struct PeerCounts {
     pub service_exports: i64,
 }
 
+impl SecretVersion {
+    /// The version of an object that the API server has answered with.
+    pub fn of(secret: &ObjectMeta) -> Option<Self> {
+        Some(Self { uid: secret.uid.clone()?, resource_version: secret.resource_version.clone()? })
+    }
+
+    /// Whether who knows this version knows what `written` says, or what was written over it since.
+    pub fn includes(&self, written: &Self) -> bool {
+        let number = |version: &Self| version.resource_version.parse::<u64>();
+        self.uid == written.uid
+            && match (number(self), number(written)) {
+                (Ok(own), Ok(written)) => own >= written,
+                // Versions of an API server that does not count tell only whether they are the same.
+                _ => self.resource_version == written.resource_version,
+            }
+    }
+}
+
 impl ClusterPeer {
     /// The condition of a type, if the status has it.
     pub fn condition(&self, type_: &str) -> Option<&Condition> {
@@ -159,6 +191,7 @@ mod tests {
             "status": {
                 "clusterID": 2,
                 "endpoint": "https://192.0.2.1:2379",
+                "observedSecret": {"uid": "u", "resourceVersion": "7"},
                 "conditions": [{
                     "type": "Ready", "status": "True", "reason": "Mirrored", "message": "",
                     "lastTransitionTime": "2026-01-01T00:00:00Z",
@@ -178,6 +211,25 @@ mod tests {
         assert!(peer.is(READY));
         assert!(!peer.is(SYNCED), "a condition that is not there is not true");
         assert_eq!(serde_json::to_value(&peer).unwrap(), value);
+    }
+
+    #[test]
+    fn a_version_includes_those_before_it_of_the_same_secret() {
+        let version = |uid: &str, version: &str| SecretVersion {
+            uid: uid.to_owned(),
+            resource_version: version.to_owned(),
+        };
+        let written = version("u", "99");
+        assert!(version("u", "99").includes(&written));
+        assert!(version("u", "100").includes(&written), "they are numbers, not words");
+        assert!(!version("u", "98").includes(&written));
+        assert!(
+            !version("v", "100").includes(&written),
+            "another Secret of the same name says nothing of this one"
+        );
+        assert!(version("u", "b").includes(&version("u", "b")));
+        assert!(!version("u", "b").includes(&version("u", "a")));
+        assert_eq!(SecretVersion::of(&ObjectMeta::default()), None);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use cilium_node::{CiliumNode, CiliumNodeSpec, HealthSpec, IngressSpec, IpamS
 pub use cluster_info::{ClusterInfo, ClusterInfoError};
 pub use cluster_peer::{
     CONNECTED, ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerSource, READY, SYNCED,
-    SecretName,
+    SecretName, SecretVersion,
 };
 pub use policy::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy};
 

@@ -1,5 +1,6 @@
 //! Writes Secrets, once it is known that all of them can be written: half a connection helps nobody.
 
+use isthmus_crds::SecretVersion;
 use isthmus_crds::peer::CONNECT_ANNOTATION;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -19,13 +20,13 @@ pub(crate) async fn rehearse(api: &Api, step: &Step) -> Result<(), Finding> {
     write(api, step, true).await.map(|_| ()).map_err(|refusal| finding(api, step, &refusal))
 }
 
-/// Writes the Secret, and says whether that changed anything.
-pub(crate) async fn apply(api: &Api, step: &Step) -> Result<Change, Refusal> {
+/// Writes the Secret if it is to change. The version that says what it is to say, as far as that is known.
+pub(crate) async fn apply(api: &Api, step: &Step) -> Result<Option<SecretVersion>, Refusal> {
     if step.change == Change::Unchanged {
-        return Ok(Change::Unchanged);
+        return Ok(step.present.clone());
     }
-    write(api, step, false).await?;
-    Ok(step.change)
+    let written = write(api, step, false).await?;
+    Ok(SecretVersion::of(&written.metadata))
 }
 
 async fn write(api: &Api, step: &Step, dry_run: bool) -> Result<Secret, Refusal> {

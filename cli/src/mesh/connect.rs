@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures::future::join_all;
+use isthmus_crds::SecretVersion;
 use isthmus_crds::peer::{PeerEndpoint, wants_connection};
 use kube::ResourceExt;
 use serde::Serialize;
@@ -164,12 +165,12 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    write(&clusters, &steps, quiet).await?;
+    let versions = write(&clusters, &steps, quiet).await?;
     if !args.wait {
         print(&report, quiet);
         return Ok(ExitCode::SUCCESS);
     }
-    let (end, outcomes) = wait::until(&waits(&clusters, &steps), args.wait_duration, quiet).await;
+    let (end, outcomes) = wait::until(&waits(&clusters, &steps, versions), args.wait_duration, quiet).await;
     report.ready = Some(end == End::Reached);
     report.peers = outcomes.iter().filter_map(peer_status).collect();
     report.waiting = outcomes.iter().filter_map(still_waiting).collect();
@@ -320,33 +321,48 @@ fn api_of<'a>(clusters: &'a [Option<Cluster>], step: &Step) -> Option<&'a Api> {
     clusters.iter().flatten().map(|cluster| &cluster.api).find(|api| api.context == step.context)
 }
 
-async fn write(clusters: &[Option<Cluster>], steps: &[Step], quiet: bool) -> Result<(), MeshError> {
+/// Writes the Secrets. The versions that say what they are to say, in the order of the steps.
+async fn write(
+    clusters: &[Option<Cluster>],
+    steps: &[Step],
+    quiet: bool,
+) -> Result<Vec<Option<SecretVersion>>, MeshError> {
+    let mut versions = Vec::new();
     for step in steps {
-        let Some(api) = api_of(clusters, step) else { continue };
-        let change = apply::apply(api, step).await.map_err(|refusal| {
+        let Some(api) = api_of(clusters, step) else {
+            versions.push(None);
+            continue;
+        };
+        let version = apply::apply(api, step).await.map_err(|refusal| {
             MeshError::Invalid(format!(
                 "{refusal}\nWhat was written before stays; give the command again to go on"
             ))
         })?;
         if !quiet {
-            note(&format!("{}: Secret {}/{} {change}", step.context, api.namespace, step.name()));
+            let (context, namespace, change) = (&step.context, &api.namespace, step.change);
+            note(&format!("{context}: Secret {namespace}/{} {change}", step.name()));
         }
+        versions.push(version);
     }
-    Ok(())
+    Ok(versions)
 }
 
 /// What is to be waited for: Secrets that connect.
-fn waits<'a>(clusters: &'a [Option<Cluster>], steps: &[Step]) -> Vec<Wait<'a>> {
-    let connecting = steps.iter().filter(|step| step.wanted.connect);
-    let wait = |step: &Step| {
+fn waits<'a>(
+    clusters: &'a [Option<Cluster>],
+    steps: &[Step],
+    versions: Vec<Option<SecretVersion>>,
+) -> Vec<Wait<'a>> {
+    let connecting = steps.iter().zip(versions).filter(|(step, _)| step.wanted.connect);
+    let wait = |(step, secret): (&Step, Option<SecretVersion>)| {
         let cluster = clusters.iter().flatten().find(|cluster| cluster.api.context == step.context)?;
         let known = cluster.facts.peers.iter().find(|peer| peer.name_any() == step.peer.as_str());
-        // What it says before a change is no answer to the change.
+        // What it says before a change is no answer to the change. An apiserver that names the Secret's version says it better.
         let before = match step.change {
             Change::Unchanged | Change::Unknown => None,
             Change::Created | Change::Updated => known.and_then(|peer| peer.resource_version()),
         };
-        let goal = Goal::Ready { endpoints: step.wanted.endpoints.clone(), before };
+        let goal = Goal::Ready { secret, endpoints: step.wanted.endpoints.clone(), before };
         Some(Wait { api: &cluster.api, peer: step.peer.clone(), goal })
     };
     connecting.filter_map(wait).collect()

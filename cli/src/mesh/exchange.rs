@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerEndpoint, PeerSecret, secret_name, wants_connection};
-use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, names};
+use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, SecretVersion, names};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -52,6 +52,8 @@ pub(crate) struct Step {
     pub(crate) secret: Secret,
     /// What that is in it.
     pub(crate) wanted: PeerSecret,
+    /// Which version of it is there.
+    pub(crate) present: Option<SecretVersion>,
     /// What that changes.
     pub(crate) change: Change,
     /// Whether fields that somebody else wrote are taken over.
@@ -150,6 +152,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
         peer: cluster.clone(),
         secret,
         wanted: peer.clone(),
+        present: present.and_then(|present| SecretVersion::of(&present.metadata)),
         change,
         force,
     };
@@ -174,7 +177,25 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
             "change it where it is kept, or give --force to take it over",
         ));
     }
+    // A cluster chooses its own name. One that takes another's would be believed in its place.
+    if !force && is_stranger(present, &peer) {
+        return Err(Finding::error(
+            &[wanted.context],
+            format!(
+                "{} knows cluster {cluster} by other CAs: none of them is among those that the cluster which now calls \
+                 itself {cluster} publishes",
+                at(&present.name_any())
+            ),
+            "give --force if it is the same cluster and has lost its CA; else one of the two needs another name",
+        ));
+    }
     Ok(step(secret, Change::Updated, true))
+}
+
+/// Whether a cluster shares no authority with the one that is known by its name. One that has exchanged its authority in
+/// the usual way (`isthmus rotate-ca`) always does.
+fn is_stranger(present: &Secret, wanted: &PeerSecret) -> bool {
+    PeerSecret::parse(present).is_ok_and(|known| authorities(&known.ca).is_disjoint(&authorities(&wanted.ca)))
 }
 
 /// The Secrets about a cluster, whether or not they can be used.

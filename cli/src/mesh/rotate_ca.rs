@@ -299,25 +299,27 @@ impl Rotating<'_> {
         let own = wait::peers(&self.api).await?;
         let told = |peer: &ClusterPeer| self.peers.iter().any(|told| told.name == peer.name_any());
         let own = own.iter().filter(|peer| told(peer)).filter_map(|peer| peer.name_any().parse().ok());
-        let anywhere = Goal::Ready { endpoints: Vec::new(), before: None };
+        let anywhere = Goal::Ready { secret: None, endpoints: Vec::new(), before: None };
         let mut waits: Vec<Wait<'_>> =
             own.map(|peer| Wait { api: &self.api, peer, goal: anywhere.clone() }).collect();
         for (peer, step) in &steps {
             let known = wait::peers(&peer.api).await?;
             let known = known.iter().find(|known| known.name_any() == self.cluster);
-            let change = apply::apply(&peer.api, step).await?;
+            let secret = apply::apply(&peer.api, step).await?;
             if self.args.output == Output::Table {
                 note(&format!(
-                    "{}: Secret {}/{} {change}",
+                    "{}: Secret {}/{} {}",
                     peer.api.context,
                     peer.api.namespace,
-                    step.name()
+                    step.name(),
+                    step.change
                 ));
             }
             if step.wanted.connect {
-                let before =
-                    known.and_then(ResourceExt::resource_version).filter(|_| change != Change::Unchanged);
-                let goal = Goal::Ready { endpoints: step.wanted.endpoints.clone(), before };
+                let before = known
+                    .and_then(ResourceExt::resource_version)
+                    .filter(|_| step.change != Change::Unchanged);
+                let goal = Goal::Ready { secret, endpoints: step.wanted.endpoints.clone(), before };
                 waits.push(Wait { api: &peer.api, peer: step.peer.clone(), goal });
             }
         }

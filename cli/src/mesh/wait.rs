@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use futures::future::join_all;
 use isthmus_crds::peer::PeerEndpoint;
-use isthmus_crds::{CONNECTED, ClusterPeer, READY, SYNCED};
+use isthmus_crds::{CONNECTED, ClusterPeer, READY, SYNCED, SecretVersion};
 use isthmus_wire::ClusterName;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -28,7 +28,10 @@ const STALE: Duration = Duration::from_secs(300);
 pub(crate) enum Goal {
     /// Everything it shares is mirrored and followed.
     Ready {
-        /// Where it is reached if the change has been taken note of; anywhere if there are none.
+        /// The version of the Secret that it is to be connected by; any, if none is known.
+        secret: Option<SecretVersion>,
+        /// Where it is reached if the change has been taken note of; anywhere if there are none. This and `before` are what an
+        /// apiserver that does not tell the Secret's version is judged by.
         endpoints: Vec<PeerEndpoint>,
         /// The ClusterPeer's resource version before the change: what it says then is no answer to the change.
         before: Option<String>,
@@ -169,7 +172,8 @@ fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
         (Goal::Ready { .. }, None) => State::Waiting(format!(
             "there is no ClusterPeer {peer} yet: its clustermesh-apiserver has not taken note of the Secret"
         )),
-        (Goal::Ready { endpoints, before }, Some(seen)) => {
+        (Goal::Ready { secret, endpoints, before }, Some(seen)) => {
+            let observed = seen.status.as_ref().and_then(|status| status.observed_secret.as_ref());
             let in_use = seen.status.as_ref().and_then(|status| status.endpoint.as_deref());
             let elsewhere = in_use
                 .filter(|used| !endpoints.is_empty() && endpoints.iter().all(|e| e.to_string() != *used));
@@ -177,6 +181,14 @@ fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
                 State::Waiting(format!("{peer} may be Ready or not: {stale}"))
             } else if !seen.is(READY) {
                 State::Waiting(format!("{peer} is not Ready{}", because(&why_not_ready(seen))))
+            } else if let (Some(observed), Some(secret)) = (observed, secret) {
+                match observed.includes(secret) {
+                    true => State::Reached,
+                    false => State::Waiting(format!(
+                        "{peer} is Ready as before its Secret was changed{}",
+                        because(&in_its_words(seen))
+                    )),
+                }
             } else if before.is_some() && *before == seen.resource_version() {
                 State::Waiting(format!("{peer} is Ready as before; the change has not been taken note of"))
             } else if let Some(used) = elsewhere {
@@ -186,6 +198,11 @@ fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
             }
         }
     }
+}
+
+/// What it says of being Ready: also that its Secret cannot be used as it is now.
+fn in_its_words(seen: &ClusterPeer) -> String {
+    seen.condition(READY).map(|ready| ready.message.clone()).unwrap_or_default()
 }
 
 fn because(why: &str) -> String {
@@ -252,6 +269,7 @@ mod tests {
     fn a_peer_is_ready_when_it_says_so_of_the_present_configuration() {
         let now = Utc::now().timestamp();
         let goal = |before: Option<&str>| Goal::Ready {
+            secret: None,
             endpoints: vec!["https://b:1".parse().expect("an endpoint")],
             before: before.map(str::to_owned),
         };
@@ -267,6 +285,32 @@ mod tests {
         ] {
             let told = judged(&goal, seen.as_ref());
             assert!(told.contains(says), "{told:?} says {says:?}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_ready_by_the_secret_that_was_written_or_a_later_one() {
+        let version =
+            |version: &str| SecretVersion { uid: "u".to_owned(), resource_version: version.to_owned() };
+        let goal = Goal::Ready {
+            secret: Some(version("9")),
+            endpoints: vec!["https://b:1".parse().expect("an endpoint")],
+            before: Some("7".to_owned()),
+        };
+        let observing = |observed: Option<&str>, ready: &str| {
+            let mut seen = peer(ready, "https://b:1", Utc::now().timestamp());
+            seen.status.as_mut().expect("a status").observed_secret = observed.map(version);
+            seen
+        };
+        for (observed, ready, says) in [
+            (Some("9"), "True", "reached"),
+            (Some("10"), "True", "reached"),
+            (Some("8"), "True", "beta is Ready as before its Secret was changed: for all"),
+            (Some("9"), "False", "not Ready"),
+            (None, "True", "the change has not been taken note of"),
+        ] {
+            let told = judged(&goal, Some(&observing(observed, ready)));
+            assert!(told.contains(says), "{observed:?}: {told:?} says {says:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isthmus_crds::peer::{PEER_SECRET_TYPE, PeerSecret};
-use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, names};
+use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, SecretVersion, names};
 use isthmus_kube_api::{Config, KubeApi};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
@@ -39,6 +39,7 @@ pub(crate) struct Cluster {
     pub client: Client,
     pub server: String,
     healthy: Arc<AtomicBool>,
+    observing: Arc<AtomicBool>,
     _api: KubeApi,
     apiserver: Option<AbortHandle>,
 }
@@ -56,9 +57,13 @@ impl Cluster {
     pub(crate) async fn start(setup: Setup) -> Self {
         let mut cluster = Self::without_isthmus(&setup).await;
         cluster.install(&setup).await;
-        let (client, healthy) = (cluster.client.clone(), cluster.healthy.clone());
-        let id = i32::try_from(setup.id).unwrap();
-        cluster.apiserver = Some(tokio::spawn(answer_secrets(client, healthy, id)).abort_handle());
+        let answering = Answering {
+            client: cluster.client.clone(),
+            healthy: cluster.healthy.clone(),
+            observing: cluster.observing.clone(),
+            own_id: i32::try_from(setup.id).unwrap(),
+        };
+        cluster.apiserver = Some(tokio::spawn(answering.run()).abort_handle());
         cluster
     }
 
@@ -70,7 +75,8 @@ impl Cluster {
         let server = format!("http://{}", api.addresses()[0]);
         let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
         let healthy = Arc::new(AtomicBool::new(true));
-        let cluster = Self { client, server, healthy, _api: api, apiserver: None };
+        let observing = Arc::new(AtomicBool::new(false));
+        let cluster = Self { client, server, healthy, observing, _api: api, apiserver: None };
         let node = json!({
             "metadata": {"name": format!("{}-1", setup.name)},
             "spec": {"podCIDR": format!("10.{}.0.0/24", setup.net), "podCIDRs": [format!("10.{}.0.0/24", setup.net)]},
@@ -189,6 +195,11 @@ impl Cluster {
         self.healthy.store(healthy, Ordering::SeqCst);
     }
 
+    /// Whether its apiserver says which version of a Secret is in use. The one that it named last stays otherwise.
+    pub(crate) fn set_observing(&self, observing: bool) {
+        self.observing.store(observing, Ordering::SeqCst);
+    }
+
     pub(crate) fn namespaced<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -262,34 +273,53 @@ pub(crate) fn info(name: &str, id: u32) -> ClusterInfo {
 }
 
 /// What the clustermesh-apiserver makes of Secrets, without any connection.
-async fn answer_secrets(client: Client, healthy: Arc<AtomicBool>, own_id: i32) {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), NAMESPACE);
-    let peers: Api<ClusterPeer> = Api::all(client);
-    let of_type = ListParams::default().fields(&format!("type={PEER_SECRET_TYPE}"));
-    loop {
-        let found = secrets.list(&of_type).await.unwrap();
-        let wanted: Vec<PeerSecret> =
-            found.iter().filter_map(|secret| PeerSecret::parse(secret).ok()).collect();
-        for peer in peers.list(&ListParams::default()).await.unwrap() {
-            let name = peer.name_any();
-            if !wanted.iter().any(|wanted| wanted.connect && wanted.cluster.as_str() == name) {
-                let _ = peers.delete(&name, &DeleteParams::default()).await.unwrap();
+struct Answering {
+    client: Client,
+    healthy: Arc<AtomicBool>,
+    observing: Arc<AtomicBool>,
+    own_id: i32,
+}
+
+impl Answering {
+    async fn run(self) {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let peers: Api<ClusterPeer> = Api::all(self.client.clone());
+        let of_type = ListParams::default().fields(&format!("type={PEER_SECRET_TYPE}"));
+        loop {
+            let found = secrets.list(&of_type).await.unwrap();
+            let read = |secret: &Secret| {
+                let version = SecretVersion::of(&secret.metadata).unwrap();
+                PeerSecret::parse(secret).ok().filter(|peer| peer.connect).map(|peer| (peer, version))
+            };
+            let wanted: Vec<(PeerSecret, SecretVersion)> = found.iter().filter_map(read).collect();
+            for peer in peers.list(&ListParams::default()).await.unwrap() {
+                let name = peer.name_any();
+                if !wanted.iter().any(|(wanted, _)| wanted.cluster.as_str() == name) {
+                    let _ = peers.delete(&name, &DeleteParams::default()).await.unwrap();
+                }
             }
-        }
-        for wanted in wanted.iter().filter(|wanted| wanted.connect) {
-            let name = wanted.cluster.to_string();
-            if peers.get_opt(&name).await.unwrap().is_none() {
-                let peer = json!({
-                    "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": name},
-                    "spec": {"source": "Secret", "secret": {"namespace": NAMESPACE, "name": format!("peer-{name}")}},
-                });
-                peers.create(&PostParams::default(), &serde_json::from_value(peer).unwrap()).await.unwrap();
+            for (wanted, version) in &wanted {
+                self.answer(&peers, wanted, version).await;
             }
-            let patch =
-                Patch::Merge(json!({"status": status(wanted, healthy.load(Ordering::SeqCst), own_id)}));
-            peers.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    async fn answer(&self, peers: &Api<ClusterPeer>, wanted: &PeerSecret, version: &SecretVersion) {
+        let name = wanted.cluster.to_string();
+        if peers.get_opt(&name).await.unwrap().is_none() {
+            let peer = json!({
+                "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": name},
+                "spec": {"source": "Secret", "secret": {"namespace": NAMESPACE, "name": format!("peer-{name}")}},
+            });
+            peers.create(&PostParams::default(), &serde_json::from_value(peer).unwrap()).await.unwrap();
+        }
+        let mut status = status(wanted, self.healthy.load(Ordering::SeqCst), self.own_id);
+        if self.observing.load(Ordering::SeqCst) {
+            status["observedSecret"] = json!(version);
+        }
+        let patch = Patch::Merge(json!({"status": status}));
+        peers.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
     }
 }
 

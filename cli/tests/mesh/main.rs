@@ -184,6 +184,27 @@ async fn a_peer_that_does_not_get_ready_is_told_of_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_waited_for_until_it_is_in_use_and_not_only_until_something_is_said() {
+    let world = World::start().await;
+    world.alpha.set_observing(true);
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+
+    // Another CA, by which nothing that is seen of the peer changes.
+    world.alpha.set_observing(false);
+    world.beta.publish(&info("beta", 2)).await;
+    let early = world.isthmus(&format!("{CONNECT} --wait-duration 3s")).await;
+    early.fails_saying(&[
+        "kind-alpha: Secret isthmus-system/peer-beta updated",
+        "kind-alpha: beta is Ready as before its Secret was changed",
+    ]);
+    let again = world.isthmus(&format!("{CONNECT} --wait-duration 1s")).await;
+    again.fails_saying(&["peer-beta unchanged", "beta is Ready as before its Secret was changed"]);
+    world.alpha.set_observing(true);
+    let used = world.isthmus(CONNECT).await;
+    assert_eq!(used.code, 0, "{used}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_wait_says_what_stays() {
     let world = World::start().await;
     world.beta.set_healthy(false);

@@ -106,6 +106,7 @@ pub(super) mod tests {
             cluster_id: Some(2),
             state,
             source: None,
+            observed_secret: None,
             cause,
             reason: (state != PeerState::Ready).then(|| "because".to_owned()),
             connected: !matches!(state, PeerState::Connecting | PeerState::Draining),

@@ -284,6 +284,7 @@ fn never_connected(cluster: &ClusterName, origin: &Origin, refused: &Refused) ->
         cluster_id: None,
         state: PeerState::Connecting,
         source: Some(origin.clone()),
+        observed_secret: None,
         cause: PeerCause::InvalidSecret,
         reason: Some(format!("{origin}: {}", refused.reason)),
         connected: false,

@@ -33,6 +33,7 @@ pub(super) fn status(
     ClusterPeerStatus {
         cluster_id: peer.cluster_id.map(i32::from),
         endpoint: peer.endpoint.as_deref().map(bounded),
+        observed_secret: peer.observed_secret.clone(),
         conditions: conditions(peer, warning, before, generation, &now),
         confirmed: peer.confirmed.map(time),
         data_age_seconds: peer.data_age_seconds.map(|age| age as i64),
@@ -53,7 +54,10 @@ pub(super) fn news(old: &ClusterPeerStatus, new: &ClusterPeerStatus) -> News {
         all.map(|condition| [&condition.type_, &condition.status, &condition.reason].map(String::clone))
             .collect()
     };
-    if (old.cluster_id, &old.endpoint) != (new.cluster_id, &new.endpoint) || verdicts(old) != verdicts(new) {
+    let place = |status: &ClusterPeerStatus| {
+        (status.cluster_id, status.endpoint.clone(), status.observed_secret.clone())
+    };
+    if place(old) != place(new) || verdicts(old) != verdicts(new) {
         return News::Important;
     }
     let messages = |status: &ClusterPeerStatus| -> Vec<String> {
@@ -95,6 +99,8 @@ fn time(time: DateTime<Utc>) -> Time {
 #[cfg(test)]
 mod tests {
     use super::super::conditions::tests::peer;
+    use isthmus_crds::SecretVersion;
+
     use super::*;
     use crate::status::{PeerCause, PeerState};
 
@@ -115,6 +121,9 @@ mod tests {
         beta.endpoint = Some("https://other:1".to_owned());
         let fourth = status(&beta, None, &third.conditions, Some(1), later);
         assert_eq!(news(&third, &fourth), News::Important);
+        beta.observed_secret = Some(SecretVersion { uid: "u".to_owned(), resource_version: "2".to_owned() });
+        let fifth = status(&beta, None, &fourth.conditions, Some(1), later);
+        assert_eq!(news(&fourth, &fifth), News::Important, "the command line waits for it");
         let lost = peer(PeerState::Connecting, PeerCause::Unreachable);
         assert_eq!(news(&fourth, &status(&lost, None, &[], Some(1), later)), News::Important);
     }

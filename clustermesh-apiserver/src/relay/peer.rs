@@ -99,6 +99,8 @@ impl Peer {
     /// Reads the store that `config` names until something about it changes.
     async fn follow(&mut self, config: &PeerConfig, mirror: &mut Mirror) -> Ended {
         mirror.reread();
+        // The version of the Secret that says so; it may be written again and say the same.
+        let mut version = config.version.clone();
         let reader_config = ReaderConfig {
             progress_interval: PROGRESS,
             bounds: BOUNDS,
@@ -130,8 +132,17 @@ impl Peer {
                     match self.config.borrow_and_update().as_ref() {
                         None => return Ended::Removed,
                         Some(new) if !new.connects_like(config) => return Ended::Changed,
-                        // The same in another place.
-                        Some(new) => self.view.send_modify(|view| view.origin = Some(new.origin.clone())),
+                        // The same in another place, or written again.
+                        Some(new) => {
+                            version = new.version.clone();
+                            let connected = following.status.borrow().connected();
+                            self.view.send_modify(|view| {
+                                view.origin = Some(new.origin.clone());
+                                if connected {
+                                    view.observed = version.clone();
+                                }
+                            });
+                        }
                     }
                 }
                 Ok(()) = following.config.changed() => {
@@ -160,7 +171,12 @@ impl Peer {
                         (false, None) if status.synced() => lost = Some(Instant::now()),
                         _ => {}
                     }
-                    self.view.send_modify(|view| view.reader = Some(status));
+                    self.view.send_modify(|view| {
+                        if status.connected() {
+                            view.observed = version.clone();
+                        }
+                        view.reader = Some(status);
+                    });
                 }
                 Some((resource, event)) = following.events.next(), if !following.events.is_empty() => {
                     self.event(&mut following, mirror, resource, event).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use isthmus_crds::SecretVersion;
 use isthmus_kvstore::reader::{FailureCause, ReaderStatus, SectionPhase};
 use isthmus_wire::ClusterName;
 use isthmus_wire::validate::Incompatible;
@@ -19,6 +20,8 @@ use crate::status::{Counts, PeerCause, PeerState, PeerStatus};
 pub(super) struct PeerView {
     /// What configures it; none if an earlier run mirrored it, and nothing configures it now.
     pub(super) origin: Option<Origin>,
+    /// The version of the Secret that the connection in use is made by.
+    pub(super) observed: Option<SecretVersion>,
     pub(super) reader: Option<ReaderStatus>,
     pub(super) cluster_id: Option<u16>,
     pub(super) refusal: Option<Refusal>,
@@ -36,6 +39,7 @@ impl PeerView {
     pub(super) fn new(origin: Option<Origin>) -> Self {
         Self {
             origin,
+            observed: None,
             reader: None,
             cluster_id: None,
             refusal: None,
@@ -98,7 +102,8 @@ impl PeerView {
                 "it has not written cilium/cluster-config/{name}: is its apiserver up, and named {name}?"
             );
             (PeerState::AwaitingConfiguration, PeerCause::AwaitingConfiguration, Some(reason))
-        } else if !self.synced || !reader.is_some_and(ReaderStatus::ready) {
+        } else if !self.synced || !reader.is_some_and(ReaderStatus::ready) || sections().next().is_none() {
+            // A new reading has no sections for a moment, until the peer's configuration has been looked at.
             let waiting = reader
                 .into_iter()
                 .flat_map(|reader| &reader.sections)
@@ -119,6 +124,7 @@ impl PeerView {
             cluster_id: self.cluster_id,
             state,
             source: self.origin.clone(),
+            observed_secret: self.observed.clone().filter(|_| !self.draining),
             cause,
             reason,
             connected,

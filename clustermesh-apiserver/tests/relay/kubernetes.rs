@@ -14,7 +14,7 @@ use clustermesh_apiserver::relay::{
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
 use clustermesh_apiserver::tasks::Tasks;
 use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
-use isthmus_crds::{CaBundle, ClusterPeer, READY};
+use isthmus_crds::{CaBundle, ClusterPeer, READY, SecretVersion};
 use isthmus_kube_api::{Config, KubeApi};
 use isthmus_kvstore::config::LiveIdentity;
 use isthmus_kvstore::gateway::{Grants, LiveTls, Trust, TrustedAuthority, Vouches};
@@ -77,6 +77,11 @@ impl Kubernetes {
             secret.metadata.name = Some(name.to_owned());
         }
         self.secrets().create(&PostParams::default(), &secret).await.unwrap();
+    }
+
+    /// The version of a Secret that is there now.
+    pub(crate) async fn version(&self, secret: &str) -> SecretVersion {
+        SecretVersion::of(&self.secrets().get(secret).await.unwrap().metadata).unwrap()
     }
 
     /// Sets the annotation that connects.

@@ -1,7 +1,7 @@
 //! Peers that Secrets in the Kubernetes API connect and disconnect, and what the API is told of them.
 
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
-use isthmus_crds::{CONNECTED, ClusterPeer, PeerSource, READY, SYNCED};
+use isthmus_crds::{CONNECTED, ClusterPeer, PeerSource, READY, SYNCED, SecretVersion};
 use kube::api::{DeleteParams, PostParams};
 
 use crate::fixture::until;
@@ -118,6 +118,47 @@ async fn a_secret_that_cannot_be_used_is_told_and_everybody_else_goes_on() {
     kubernetes.delete("peer-delta").await;
     kubernetes.no_peer("delta").await;
     assert_eq!(alpha.peer("gamma").unwrap().failures, 0);
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_version_of_a_secret_is_told_at_once_when_the_connection_is_made_by_it() {
+    let kubernetes = Kubernetes::start().await;
+    let alpha = Alpha::start(&kubernetes).await;
+    let beta = Cluster::start(&alpha, "beta", 2).await;
+    kubernetes.configure(&beta.secret(), None).await;
+    let first = kubernetes.version("peer-beta").await;
+    let observes = |version: &SecretVersion| {
+        let version = version.clone();
+        move |peer: &ClusterPeer| {
+            let status = peer.status.as_ref();
+            peer.is(READY) && status.is_some_and(|status| status.observed_secret.as_ref() == Some(&version))
+        }
+    };
+    kubernetes.peer("it is connected by the first", "beta", observes(&first)).await;
+
+    // What says the same needs no other connection, and is told long before the status would be written anyway.
+    let begun = std::time::Instant::now();
+    kubernetes.edit("peer-beta", "note", "nothing that matters").await;
+    let second = kubernetes.version("peer-beta").await;
+    assert!(second.includes(&first) && !first.includes(&second));
+    kubernetes.peer("it is connected by the second", "beta", observes(&second)).await;
+    // Another authority beside the present one: another connection, of which nothing else is seen.
+    let both = format!("{}{}", beta.authority.certificate(), alpha.authority.certificate());
+    kubernetes.edit("peer-beta", "ca.crt", &both).await;
+    let third = kubernetes.version("peer-beta").await;
+    kubernetes.peer("it is connected by the third", "beta", observes(&third)).await;
+    assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(alpha.peer("beta").unwrap().failures, 0);
+
+    // What cannot be used is not told as used, and neither is what does not connect.
+    kubernetes.edit("peer-beta", "ca.crt", "nothing").await;
+    let warned = |peer: &ClusterPeer| peer.condition(READY).unwrap().message.contains("`ca.crt`");
+    let warned = kubernetes.peer("the warning", "beta", warned).await;
+    assert!(observes(&third)(&warned), "{warned:#?}");
+    kubernetes.edit("peer-beta", "ca.crt", alpha.authority.certificate()).await;
+    let untrusted = kubernetes.reason("beta", "CertificateNotTrusted").await;
+    assert_eq!(untrusted.status.unwrap().observed_secret, Some(third));
     alpha.stop().await;
 }
 

@@ -1,12 +1,9 @@
 //! Who a client or a server is in TLS: a certificate with its key, in files or replaced in memory.
 
-use std::{
-    fmt,
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 use crate::{
     certificate::Certificate,
@@ -34,7 +31,7 @@ pub struct IdentityFiles {
 /// A certificate chain and its key that may be replaced at any time. Each handshake takes the present one; connections
 /// that exist are not touched. Clones share it, and only they are equal to it.
 #[derive(Clone)]
-pub struct LiveIdentity(Arc<RwLock<Arc<CertifiedKey>>>);
+pub struct LiveIdentity(Arc<watch::Sender<Arc<CertifiedKey>>>);
 
 /// Why a certificate and a key do not make an identity.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -56,8 +53,7 @@ impl LiveIdentity {
     /// # Errors
     /// [`IdentityError`] when one of them cannot be used, or they do not belong together.
     pub fn new(certificate: &str, key: &str) -> Result<Self, IdentityError> {
-        let certified = certified_key(certificate.as_bytes(), key.as_bytes())?;
-        Ok(Self(Arc::new(RwLock::new(Arc::new(certified)))))
+        Ok(Self::of(certified_key(certificate.as_bytes(), key.as_bytes())?))
     }
 
     /// What is used from the next handshake on. An unusable one changes nothing.
@@ -70,16 +66,26 @@ impl LiveIdentity {
     }
 
     pub(crate) fn of(certified: CertifiedKey) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(certified))))
+        Self(Arc::new(watch::Sender::new(Arc::new(certified))))
     }
 
     pub(crate) fn set(&self, certified: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
+        self.0.send_if_modified(|current| {
+            // The same one, written again, is no other one.
+            let differs = current.cert != certified.cert;
+            *current = Arc::new(certified);
+            differs
+        });
     }
 
     /// The present one.
     pub(crate) fn current(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Changes when another certificate takes the place of the present one.
+    fn renewals(&self) -> watch::Receiver<Arc<CertifiedKey>> {
+        self.0.subscribe()
     }
 
     /// What the present certificate says of itself, none if it cannot be understood.
@@ -126,6 +132,30 @@ impl Identity {
             Self::Files(files) => files.read().map(Arc::new),
             Self::Live(live) => Ok(live.current()),
         }
+    }
+}
+
+/// Whether the certificate that there was has been replaced since.
+#[derive(Debug)]
+pub(crate) struct Renewal(Option<watch::Receiver<Arc<CertifiedKey>>>);
+
+impl Renewal {
+    /// Of the certificate that is shown now. Files tell nothing of themselves until they are read.
+    pub(crate) fn of(identity: Option<&Identity>) -> Self {
+        Self(match identity {
+            Some(Identity::Live(live)) => Some(live.renewals()),
+            Some(Identity::Files(_)) | None => None,
+        })
+    }
+
+    /// Waits until it has been replaced, for ever if nobody can any more.
+    pub(crate) async fn comes(&mut self) {
+        if let Some(receiver) = &mut self.0
+            && receiver.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 }
 

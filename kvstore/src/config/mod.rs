@@ -25,6 +25,7 @@ use std::{
 use http::Uri;
 use serde::Deserialize;
 
+pub(crate) use self::identity::Renewal;
 pub(crate) use self::identity::certified_key;
 pub use self::identity::{Identity, IdentityError, IdentityFiles, LiveIdentity};
 pub use crate::pem::{MAX_PEM_BYTES, Pem, PemError};

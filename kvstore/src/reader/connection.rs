@@ -1,5 +1,6 @@
 //! The life of a reader's connection: connect, probe, find the cluster configuration, then watch over the heartbeat
-//! until something fails, and begin anew.
+//! until something fails, and begin anew; or until the client certificate is replaced, and go over to a connection made
+//! with the new one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,10 +12,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{ClusterConfigState, Connection, FailureCause, Shared, Usable};
+use super::{ClusterConfigState, Connection, FailureCause, ReaderStatus, Shared, Usable};
 use crate::{
     backoff::Backoff,
-    client::{Change, Connected, Rounds, Session, SessionError, Span, WatchAnswer, connect},
+    client::{Change, ConnectError, Connected, Rounds, Session, SessionError, Span, WatchAnswer, connect},
+    config::Renewal,
 };
 
 /// The key that a live exporter writes every minute.
@@ -32,22 +34,42 @@ const SPREAD: Duration = Duration::from_millis(100);
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut backoff = Backoff::new(Duration::from_millis(200), MAX_BACKOFF);
     let mut rounds = Rounds::default();
+    let mut successor = None;
     loop {
-        moved(&shared, Connection::Connecting);
+        let takes_over = successor.is_some();
+        let made = match successor.take() {
+            Some(made) => Ok(made),
+            None => {
+                moved(&shared, Connection::Connecting);
+                make(&shared, &mut rounds).await
+            }
+        };
         let mut was_good = false;
-        let (error, cause) = match connect(&shared.config.resolver, &shared.config.client, &mut rounds).await
-        {
+        let (error, cause) = match made {
             Err(error) => (error.to_string(), FailureCause::from(&error)),
-            Ok(Connected { client, endpoint, address }) => {
+            Ok(Made { connected: Connected { client, endpoint, address }, renewal }) => {
                 shared.status.send_modify(|status| {
                     status.endpoint = Some(endpoint.to_string());
                     status.address = Some(address);
                 });
-                moved(&shared, Connection::Probing);
+                // Whoever is connected stays so.
+                if !takes_over {
+                    moved(&shared, Connection::Probing);
+                }
                 let session = Session::new(client, Arc::clone(&shared.limiter));
                 let began = Instant::now();
-                let error = use_session(&shared, &session).await;
+                let end = use_session(&shared, &session, renewal, &mut rounds).await;
                 shared.usable.send_replace(None);
+                let error = match end {
+                    End::Failed(error) => error,
+                    End::Replaced(made) => {
+                        tracing::info!(cluster = %shared.name,
+                            "going over to a connection made with the new client certificate");
+                        shared.status.send_modify(forget_config);
+                        successor = Some(*made);
+                        continue;
+                    }
+                };
                 was_good = began.elapsed() >= GOOD;
                 (format!("{endpoint} ({address}): {error}"), FailureCause::Lost)
             }
@@ -62,9 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
             status.last_error = Some(error);
             status.last_cause = Some(cause);
             status.last_failure = Some(Utc::now());
-            if status.cluster_config == ClusterConfigState::Retrieved {
-                status.cluster_config = ClusterConfigState::Missing;
-            }
+            forget_config(status);
         });
         if was_good {
             backoff.reset();
@@ -84,12 +104,55 @@ pub(super) fn moved(shared: &Shared, connection: Connection) {
     });
 }
 
-/// Uses a connection until it fails.
-async fn use_session(shared: &Shared, session: &Session) -> Failure {
+/// The next connection has yet to find it.
+fn forget_config(status: &mut ReaderStatus) {
+    if status.cluster_config == ClusterConfigState::Retrieved {
+        status.cluster_config = ClusterConfigState::Missing;
+    }
+}
+
+/// A connection, and what tells when the client certificate that it was made with is replaced.
+struct Made {
+    connected: Connected,
+    renewal: Renewal,
+}
+
+async fn make(shared: &Shared, rounds: &mut Rounds) -> Result<Made, ConnectError> {
+    // From before the handshake on, so that no renewal is missed.
+    let renewal = Renewal::of(shared.config.client.identity.as_ref());
+    let connected = connect(&shared.config.resolver, &shared.config.client, rounds).await?;
+    Ok(Made { connected, renewal })
+}
+
+/// Waits until the client certificate has been replaced, and connects with the new one. While that fails, the connection
+/// that there is does as well as before.
+async fn successor(shared: &Shared, mut renewal: Renewal, rounds: &mut Rounds) -> Made {
+    renewal.comes().await;
+    sleep(shared.config.renew_within.mul_f64(fastrand::f64())).await;
+    let mut backoff = Backoff::new(Duration::from_millis(500), MAX_BACKOFF);
+    loop {
+        match make(shared, rounds).await {
+            Ok(made) => return made,
+            Err(error) => tracing::warn!(cluster = %shared.name, %error,
+                "cannot connect with the new client certificate yet; the connection made with the former one goes on"),
+        }
+        sleep(backoff.next_delay()).await;
+    }
+}
+
+/// How the use of a connection ended.
+enum End {
+    Failed(Failure),
+    /// There is another one, made with the present client certificate.
+    Replaced(Box<Made>),
+}
+
+/// Uses a connection until it fails, or there is a better one.
+async fn use_session(shared: &Shared, session: &Session, renewal: Renewal, rounds: &mut Rounds) -> End {
     // Connected is whoever has listed the heartbeat, whether it is there or not.
     let revision = match list_heartbeat(session).await {
         Ok(revision) => revision,
-        Err(error) => return error.into(),
+        Err(error) => return End::Failed(error.into()),
     };
     shared.status.send_modify(|status| {
         status.connection = Connection::Connected;
@@ -101,9 +164,10 @@ async fn use_session(shared: &Shared, session: &Session) -> Failure {
 
     let (broken, mut reports) = mpsc::channel(1);
     tokio::select! {
-        failure = heartbeat(shared, session, revision) => failure,
-        failure = cluster_config(shared, session, &broken) => failure,
-        Some(report) = reports.recv() => Failure::Section(report),
+        failure = heartbeat(shared, session, revision) => End::Failed(failure),
+        failure = cluster_config(shared, session, &broken) => End::Failed(failure),
+        Some(report) = reports.recv() => End::Failed(Failure::Section(report)),
+        made = successor(shared, renewal, rounds) => End::Replaced(Box::new(made)),
     }
 }
 

@@ -11,6 +11,9 @@
 //!  per section:   wait for the canary ──▶ list, sweep ──▶ follow ──▶ (compacted, fell behind) ──▶ list, sweep ...
 //! ```
 //!
+//! A connection made with a client certificate that is replaced meanwhile is replaced too, by one that is there already: so
+//! the store may cease to trust what the old certificate came from without anybody's losing the connection.
+//!
 //! What each section's consumer sees is a sequence of differences: a key is reported when its value is another than
 //! reported last, and as deleted when a complete list, taken after the canary was seen in the very store that is
 //! listed, no longer holds it. So neither a lost connection, nor a compaction, nor a store that was exchanged for an
@@ -60,6 +63,10 @@ pub struct ReaderConfig {
     /// How often a quiet watch is asked how far it is, which is what the age of the data and the lag are known by.
     /// 30 s. The cost is one small message per section.
     pub progress_interval: Duration,
+    /// A connection made with a [`LiveIdentity`](crate::config::LiveIdentity) that has another certificate now is made anew
+    /// within this time, at a moment of its own: a minute at most brings all readers of a process over, one after the other.
+    /// 30 s.
+    pub renew_within: Duration,
     /// Events that a section's channel holds. When it is full, that section's watch waits for its consumer.
     pub channel_capacity: usize,
     /// What one section may hold.
@@ -76,6 +83,7 @@ impl ReaderConfig {
             rate_limits: RateLimits::default(),
             heartbeat_timeout: Duration::from_secs(120),
             progress_interval: Duration::from_secs(30),
+            renew_within: Duration::from_secs(30),
             channel_capacity: 1024,
             bounds: SectionBounds::default(),
         }

@@ -7,4 +7,5 @@ mod mint;
 mod names;
 mod place;
 mod problems;
+mod renewal;
 mod trust;

@@ -73,7 +73,8 @@ fn a_cluster_is_told_once() {
 fn what_has_changed_is_told_anew() {
     let (nothing, known_as) = (BTreeMap::new(), beta());
     let known = present(plan(wanted(&nothing, &known_as), false).expect("a step").secret);
-    let other_ca = ClusterInfo { ca: authority(), ..known_as.clone() };
+    let both = format!("{}\n{}", known_as.ca.as_str(), authority().as_str());
+    let other_ca = ClusterInfo { ca: CaBundle::parse(&both).expect("a bundle"), ..known_as.clone() };
     let other_name = ClusterInfo { server_name: "gateway.example".into(), ..known_as.clone() };
     for info in [&other_ca, &other_name] {
         let step = plan(wanted(&known, info), false).expect("a step");
@@ -87,6 +88,17 @@ fn what_has_changed_is_told_anew() {
     secret.annotations_mut().insert(CONNECT_ANNOTATION.into(), "false".into());
     let again = plan(wanted(&disconnected, &known_as), false).expect("a step");
     assert_eq!((again.change, again.wanted.connect), (Change::Updated, true));
+}
+
+#[test]
+fn a_cluster_that_takes_another_s_name_is_not_believed() {
+    let (nothing, beta) = (BTreeMap::new(), beta());
+    let known = present(plan(wanted(&nothing, &beta), false).expect("a step").secret);
+    let stranger = ClusterInfo { ca: authority(), ..beta };
+    let finding = plan(wanted(&known, &stranger), false).expect_err("no CA in common");
+    assert!(finding.is_error() && finding.problem.contains("peer-beta"), "{finding:?}");
+    assert!(finding.advice.contains("--force"), "{finding:?}");
+    assert_eq!(plan(wanted(&known, &stranger), true).expect("forced").change, Change::Updated);
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn read_file(
     let text = std::str::from_utf8(&bytes).map_err(|_| "the file is not UTF-8 text".to_owned())?;
     let client = ClientConfig::parse(text).map_err(|error| error.to_string())?;
     let (digest, origin) = (Sha256::digest(&bytes).into(), Origin::File(name.to_owned()));
-    Ok(Some((cluster, PeerConfig { digest, client, origin, authorities: None })))
+    Ok(Some((cluster, PeerConfig { digest, client, origin, version: None, authorities: None })))
 }
 
 /// The content of a regular file, or nothing where something else has the name; one byte beyond the bound at most, so

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use isthmus_crds::SecretVersion;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_wire::ClusterName;
 use tokio::sync::watch;
@@ -136,6 +137,8 @@ pub(super) struct PeerConfig {
     pub(super) client: ClientConfig,
     /// What says so.
     pub(super) origin: Origin,
+    /// Which version of a Secret says so. Another one that says the same needs no other connection.
+    pub(super) version: Option<SecretVersion>,
     /// The authorities that vouch for the peer towards the own gateway, PEM. A file names none.
     pub(super) authorities: Option<Arc<str>>,
 }
@@ -151,7 +154,7 @@ impl PeerConfig {
 
 impl PartialEq for PeerConfig {
     fn eq(&self, other: &Self) -> bool {
-        self.connects_like(other) && self.origin == other.origin
+        self.connects_like(other) && self.origin == other.origin && self.version == other.version
     }
 }
 
@@ -243,7 +246,7 @@ mod tests {
     fn config(origin: Origin) -> PeerConfig {
         let client = ClientConfig::parse("endpoints: ['http://127.0.0.1:1']").unwrap();
         let authorities = matches!(origin, Origin::Secret { .. }).then(|| "PEM".into());
-        PeerConfig { digest: [0; 32], client, origin, authorities }
+        PeerConfig { digest: [0; 32], client, origin, version: None, authorities }
     }
 
     fn file(name: &str) -> (ClusterName, PeerConfig) {

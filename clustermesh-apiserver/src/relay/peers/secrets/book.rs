@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use isthmus_crds::SecretVersion;
 use isthmus_crds::peer::{
     CERTIFICATE, CLUSTER_NAME, PeerIdentity, PeerSecret, secret_name, wants_connection,
 };
@@ -158,7 +159,8 @@ impl Book {
             addresses: peer.addresses,
         };
         let origin = self.origin(&name_of(secret));
-        let config = PeerConfig { digest, client, origin, authorities: Some(peer.ca.shared()) };
+        let version = SecretVersion::of(&secret.metadata);
+        let config = PeerConfig { digest, client, origin, version, authorities: Some(peer.ca.shared()) };
         Ok(Usable { cluster: peer.cluster, config, identity })
     }
 

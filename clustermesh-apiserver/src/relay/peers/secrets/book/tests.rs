@@ -104,6 +104,28 @@ fn only_what_matters_to_the_connection_changes_the_digest() {
 }
 
 #[test]
+fn the_version_that_is_told_is_the_last_that_could_be_used() {
+    let mut book = book();
+    let mut beta = stored(&peer("beta"), "peer-beta", 1);
+    let mut apply = |beta: &mut Secret, version: &str| {
+        beta.metadata.resource_version = Some(version.to_owned());
+        book.applied(beta);
+        book.found().configured["beta"].clone()
+    };
+    let first = apply(&mut beta, "7");
+    let version = |version: &str| {
+        Some(SecretVersion { uid: "peer-beta-1".to_owned(), resource_version: version.to_owned() })
+    };
+    assert_eq!(first.version, version("7"));
+    let second = apply(&mut beta, "8");
+    assert_eq!(second.version, version("8"));
+    assert_eq!(second.digest, first.digest, "it is no reason to connect anew");
+    assert_ne!(second, first, "but it is told");
+    set(&mut beta, "ca.crt", "?");
+    assert_eq!(apply(&mut beta, "9").version, version("8"), "a bad edit is not in use");
+}
+
+#[test]
 fn a_client_certificate_in_the_secret_is_used_and_renewed_without_a_new_connection() {
     let mut book = book();
     let theirs = authority();
