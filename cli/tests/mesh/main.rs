@@ -189,10 +189,11 @@ async fn a_change_is_waited_for_until_it_is_in_use_and_not_only_until_something_
     world.alpha.set_observing(true);
     assert_eq!(world.isthmus(CONNECT).await.code, 0);
 
-    // Another CA, by which nothing that is seen of the peer changes.
+    // Another CA, by which nothing that is seen of the peer changes. It has none in common with the former one.
     world.alpha.set_observing(false);
     world.beta.publish(&info("beta", 2)).await;
-    let early = world.isthmus(&format!("{CONNECT} --wait-duration 3s")).await;
+    world.isthmus(CONNECT).await.fails_saying(&["knows cluster beta by other CAs", "--force"]);
+    let early = world.isthmus(&format!("{CONNECT} --force --wait-duration 3s")).await;
     early.fails_saying(&[
         "kind-alpha: Secret isthmus-system/peer-beta updated",
         "kind-alpha: beta is Ready as before its Secret was changed",
