@@ -176,7 +176,7 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
     report.waiting = outcomes.iter().filter_map(still_waiting).collect();
     print(&report, quiet);
     if end != End::Reached && !quiet {
-        unfinished(end, &report, args.wait_duration);
+        unfinished(end, &report, &names, args.wait_duration);
     }
     Ok(if end == End::Reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -442,14 +442,15 @@ fn would(change: Change) -> &'static str {
     }
 }
 
-fn unfinished(end: End, report: &Report, within: Duration) {
+fn unfinished(end: End, report: &Report, contexts: &[String], within: Duration) {
     match end {
         End::TimedOut => note(&format!("isthmus: not connected within {} s:", within.as_secs())),
         _ => note("isthmus: interrupted; not connected yet:"),
     }
     report.waiting.iter().for_each(|why| note(&format!("  - {why}")));
-    note(
+    note(&format!(
         "The Secrets stay, and the clusters go on trying. Give the command again to wait on; `isthmus disconnect` takes \
-         them apart; `isthmus troubleshoot` looks for the cause.",
-    );
+         them apart; `isthmus troubleshoot --context {}` looks for the cause.",
+        contexts.join(",")
+    ));
 }
