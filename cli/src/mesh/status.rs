@@ -262,7 +262,9 @@ impl Problems {
             None if leader.is_some_and(Leader::is_there) => {}
             None => self.add(
                 format!("there is no Deployment or StatefulSet {}/{}", self.namespace, names::APISERVER),
-                format!("kubectl --context {} apply -k kustomize/overlays/production", self.context),
+                "install it, with a name and an id for the cluster (kustomize/README.md shows the overlay to write); or \
+                 give --namespace"
+                    .into(),
             ),
         }
     }

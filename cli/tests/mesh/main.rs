@@ -263,7 +263,7 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
     world
         .isthmus(CONNECT)
         .await
-        .fails_saying(&["✗ kind-beta: Isthmus is not installed", "kubectl --context kind-beta apply"]);
+        .fails_saying(&["✗ kind-beta: Isthmus is not installed", "kustomize/README.md"]);
     let gone = "connect --context kind-alpha --destination-context kind-gone,kind-none";
     world.isthmus(gone).await.fails_saying(&[
         "✗ kind-gone: cannot ask for the version: http://127.0.0.1:",
