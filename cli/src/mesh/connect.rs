@@ -165,7 +165,20 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let versions = write(&clusters, &steps, quiet).await?;
+    let versions = match write(&clusters, &steps, quiet).await {
+        Ok(versions) => versions,
+        Err(Stopped { written, finding }) => {
+            report.secrets.truncate(written);
+            if quiet {
+                report.findings.push(finding);
+                json(&report);
+            } else {
+                tell(&finding);
+                note("isthmus: what was written before stays; give the command again to go on");
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     if !args.wait {
         print(&report, quiet);
         return Ok(ExitCode::SUCCESS);
@@ -321,22 +334,29 @@ fn api_of<'a>(clusters: &'a [Option<Cluster>], step: &Step) -> Option<&'a Api> {
     clusters.iter().flatten().map(|cluster| &cluster.api).find(|api| api.context == step.context)
 }
 
+/// Where writing ended.
+struct Stopped {
+    /// So many steps are done.
+    written: usize,
+    /// Why the next one is not.
+    finding: Finding,
+}
+
 /// Writes the Secrets. The versions that say what they are to say, in the order of the steps.
 async fn write(
     clusters: &[Option<Cluster>],
     steps: &[Step],
     quiet: bool,
-) -> Result<Vec<Option<SecretVersion>>, MeshError> {
+) -> Result<Vec<Option<SecretVersion>>, Stopped> {
     let mut versions = Vec::new();
     for step in steps {
         let Some(api) = api_of(clusters, step) else {
             versions.push(None);
             continue;
         };
-        let version = apply::apply(api, step).await.map_err(|refusal| {
-            MeshError::Invalid(format!(
-                "{refusal}\nWhat was written before stays; give the command again to go on"
-            ))
+        let version = apply::apply(api, step).await.map_err(|refusal| Stopped {
+            written: versions.len(),
+            finding: apply::finding(api, step, &refusal),
         })?;
         if !quiet {
             let (context, namespace, change) = (&step.context, &api.namespace, step.change);
