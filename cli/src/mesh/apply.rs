@@ -1,7 +1,7 @@
 //! Writes Secrets, once it is known that all of them can be written: half a connection helps nobody.
 
 use isthmus_crds::peer::CONNECT_ANNOTATION;
-use isthmus_crds::SecretVersion;
+use isthmus_crds::{MANAGED_BY_LABEL, SecretVersion};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -54,6 +54,15 @@ pub(crate) fn manifest(step: &Step) -> serde_json::Value {
         (manifest.as_object_mut(), serde_json::to_value(&step.secret))
     {
         manifest.extend(secret);
+    }
+    manifest
+}
+
+/// The Secret as somebody else applies it. Who that is keeps it from then on, and not this command.
+pub(crate) fn manifest_to_keep(step: &Step) -> serde_json::Value {
+    let mut manifest = manifest(step);
+    if let Some(labels) = manifest["metadata"]["labels"].as_object_mut() {
+        labels.remove(MANAGED_BY_LABEL);
     }
     manifest
 }

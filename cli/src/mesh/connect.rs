@@ -443,7 +443,7 @@ fn print(report: &Report, quiet: bool) {
 /// The Secrets as documents, each under the context that it is for.
 fn manifests(steps: &[Step]) -> Result<String, MeshError> {
     let documents = steps.iter().map(|step| {
-        let text = serde_norway::to_string(&apply::manifest(step))
+        let text = serde_norway::to_string(&apply::manifest_to_keep(step))
             .map_err(|error| MeshError::Invalid(format!("{}: {error}", step.name())))?;
         Ok(format!(
             "# For {}: how to reach {}, and the certificates of its authority.\n{text}",

@@ -12,6 +12,7 @@ use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -367,6 +368,22 @@ async fn a_dry_run_writes_nothing_and_says_what_would_be_written() {
     let dry = world.isthmus(&format!("{CONNECT} --dry-run")).await;
     assert!(dry.code == 0 && dry.out.contains("would be created"), "{dry}");
     assert!(world.alpha.secret("peer-beta").await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_in_a_repository_is_not_taken_over_by_the_command_that_wrote_it_down() {
+    let world = World::start().await;
+    let written = world.isthmus(&format!("{CONNECT} --dry-run -o yaml")).await;
+    let first = serde_norway::Deserializer::from_str(&written.out).next().expect("a document");
+    let kept = Value::deserialize(first).unwrap();
+    assert_eq!(kept["metadata"]["name"], "peer-beta", "{written}");
+    let params = PatchParams::apply("argocd-controller");
+    world.alpha.namespaced::<Secret>().patch("peer-beta", &params, &Patch::Apply(&kept)).await.unwrap();
+    let same = world.isthmus(CONNECT).await;
+    assert_eq!(same.code, 0, "it says what it would say: {same}");
+
+    world.beta.publish(&info("beta", 2)).await;
+    world.isthmus(CONNECT).await.fails_saying(&["peer-beta was made by argocd-controller", "--force"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
