@@ -12,12 +12,14 @@ use crate::{
     },
     config::ClientConfig,
     memory::{KeyValue, MemoryStore, Mirrored, Revision},
+    metrics::ClientMetrics,
     writer::Exchanged,
 };
 
 pub(super) struct Follower {
     pub(super) client: ClientConfig,
     pub(super) limiter: Arc<RateLimiter>,
+    pub(super) metrics: ClientMetrics,
     pub(super) store: MemoryStore,
     /// Whoever writes is told of keys that vanish, which may be its own.
     pub(super) desk: Desk,
@@ -68,7 +70,9 @@ impl Follower {
         let session = match self.session.take() {
             Some(session) => session,
             None => match connect(&Resolver::system(), &self.client, rounds).await {
-                Ok(connected) => Session::new(connected.client, Arc::clone(&self.limiter)),
+                Ok(connected) => {
+                    Session::new(connected.client, Arc::clone(&self.limiter), self.metrics.clone())
+                }
                 Err(error) => return Stop::Failed(error.to_string()),
             },
         };

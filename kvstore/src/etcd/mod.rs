@@ -20,7 +20,8 @@ use crate::{
     client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
     memory::{Limits, MemoryStore, Revision, StoreId},
-    writer::{DriverConfig, Queue, Writer, drive},
+    metrics::{ClientMetrics, Limiter},
+    writer::{DriverConfig, Queue, Writer, drive, limiter},
 };
 
 /// How etcd is used.
@@ -35,6 +36,8 @@ pub struct EtcdConfig {
     pub told_within: Duration,
     /// Bounds of the store that follows etcd.
     pub limits: Limits,
+    /// Where it is counted how etcd answers.
+    pub metrics: ClientMetrics,
 }
 
 impl EtcdConfig {
@@ -45,6 +48,7 @@ impl EtcdConfig {
             lease_ttl: Duration::from_secs(15 * 60),
             told_within: Duration::from_secs(10),
             limits: Limits::default(),
+            metrics: ClientMetrics::default(),
         }
     }
 }
@@ -54,6 +58,8 @@ impl EtcdConfig {
 pub struct EtcdEngine {
     store: MemoryStore,
     driver: DriverConfig,
+    /// That of following.
+    limiter: Arc<RateLimiter>,
     desk: Desk,
     report: watch::Sender<EtcdStatus>,
     status: watch::Receiver<EtcdStatus>,
@@ -130,19 +136,21 @@ impl EtcdEngine {
             cluster_id: store.id().0,
             lease_ttl: config.lease_ttl,
             told_within: config.told_within,
+            metrics: config.metrics.clone(),
         };
         let desk = Desk::default();
         let (report, status) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(follow::run(follow::Follower {
             client: config.client,
-            limiter,
+            limiter: Arc::clone(&limiter),
+            metrics: config.metrics,
             store: store.clone(),
             desk: desk.clone(),
             status: report.clone(),
             session: Some(session),
         }));
-        Self { store, driver, desk, report, status, _tasks: tasks }
+        Self { store, driver, limiter, desk, report, status, _tasks: tasks }
     }
 
     /// Begins to write to etcd. Keys that are put are taken over from whoever wrote them before; what an earlier writer
@@ -150,16 +158,18 @@ impl EtcdEngine {
     /// Must be called within a tokio runtime.
     pub fn begin_term(&self) -> Term {
         let queue = Arc::new(Queue::new());
+        let limiter = Arc::new(limiter());
         self.desk.put(&queue);
         let driving = tokio::spawn({
             let (queue, driver, report) = (Arc::clone(&queue), self.driver.clone(), self.report.clone());
+            let limiter = Arc::clone(&limiter);
             async move {
-                let exchanged = drive(&queue, &driver).await;
+                let exchanged = drive(&queue, &driver, &limiter).await;
                 report.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
             }
         });
         Term {
-            writer: Writer::etcd(self.store.clone(), Arc::clone(&queue)),
+            writer: Writer::etcd(self.store.clone(), Arc::clone(&queue), limiter),
             queue,
             desk: self.desk.clone(),
             _driving: AbortOnDropHandle::new(driving),
@@ -174,6 +184,11 @@ impl EtcdEngine {
     /// How following etcd gets on.
     pub fn status(&self) -> watch::Receiver<EtcdStatus> {
         self.status.clone()
+    }
+
+    /// What tells how the limits on following etcd are used. Those on writing are the [`Writer`]'s.
+    pub fn limiter(&self) -> Limiter {
+        Limiter(Arc::clone(&self.limiter))
     }
 
     /// Completes when another etcd cluster answers, or the same one with revisions lost. Revisions begin anew then, so
@@ -195,7 +210,7 @@ async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (
         let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
             Ok(connected) => {
-                let session = Session::new(connected.client, Arc::clone(limiter));
+                let session = Session::new(connected.client, Arc::clone(limiter), config.metrics.clone());
                 match load(&session, config.limits).await {
                     Ok(store) => return (session, store),
                     Err(error) => error.to_string(),
