@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::etcd::{EtcdConfig, EtcdEngine, EtcdStatus, Term};
 use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
+use isthmus_kvstore::metrics::{ClientMetrics, Limiter};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
@@ -28,10 +29,17 @@ pub(super) enum Pen {
 
 impl Store {
     /// Waits for etcd as long as that takes.
-    pub(super) async fn open(etcd: Option<ClientConfig>, election: Option<election::Timing>) -> Self {
+    pub(super) async fn open(
+        etcd: Option<ClientConfig>,
+        election: Option<election::Timing>,
+        metrics: ClientMetrics,
+    ) -> Self {
         match etcd {
             None => Self::Memory(MemoryStore::new(StoreId::random(), Limits::default())),
-            Some(client) => Self::Etcd(Box::new(EtcdEngine::start(etcd_config(client, election)).await)),
+            Some(client) => {
+                let config = EtcdConfig { metrics, ..etcd_config(client, election) };
+                Self::Etcd(Box::new(EtcdEngine::start(config).await))
+            }
         }
     }
 
@@ -60,6 +68,14 @@ impl Store {
         match self {
             Self::Memory(_) => None,
             Self::Etcd(engine) => Some(engine.status()),
+        }
+    }
+
+    /// What tells how the limits on following etcd are used.
+    pub(super) fn limiter(&self) -> Option<Limiter> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Etcd(engine) => Some(engine.limiter()),
         }
     }
 

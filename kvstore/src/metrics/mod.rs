@@ -2,7 +2,7 @@
 //! dashboards made for those show it. Nothing here has a label that a peer can choose.
 
 mod limiter;
-pub(crate) mod scope;
+mod scope;
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 pub use self::limiter::{Limiter, LimiterStatus, tell_limiters};
-pub use self::scope::Scope;
+pub use self::scope::{Scope, cluster_of};
 
 /// The bounds of Cilium's histogram of operations, which are the Prometheus client's defaults. Seconds.
 const OPERATION_BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];

@@ -81,12 +81,14 @@ fn shared(key: &[u8]) -> Option<&[u8]> {
     key.strip_prefix(b"cilium/state/").or_else(|| key.strip_prefix(b"cilium/cache/"))
 }
 
-/// The cluster that a key names as the one that it is about; none for what a cluster says of itself.
-pub(crate) fn cluster_of(key: &[u8]) -> Option<&[u8]> {
+/// The cluster that a key names as the one that it is about; none for what a cluster says of itself, and for all clusters.
+pub fn cluster_of(key: &[u8]) -> Option<&[u8]> {
     let element = |rest: &'static str, number: usize| {
         key.strip_prefix(rest.as_bytes())?.split(|byte| *byte == b'/').nth(number)
     };
-    element("cilium/cache/", 2).or_else(|| element(SYNCED, 0)).or_else(|| element(CLUSTER_CONFIGS, 0))
+    let cluster =
+        element("cilium/cache/", 2).or_else(|| element(SYNCED, 0)).or_else(|| element(CLUSTER_CONFIGS, 0));
+    cluster.filter(|cluster| !cluster.is_empty())
 }
 
 #[cfg(test)]
@@ -105,6 +107,7 @@ mod tests {
             ("isthmus/services/v1/app/echo", "isthmus/services/v1", None),
             ("cilium/.heartbeat", "cilium/.hear", None),
             ("cilium/cluster-config/beta", "cilium/clust", Some("beta")),
+            ("cilium/cluster-config/", "cilium/clust", None),
             ("cilium/synced/beta/cilium/cache/ip/v1", "cilium/synce", Some("beta")),
             ("cilium/state/surprises/v1/alpha/x", "other", None),
             ("\u{0}", "other", None),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 
-use crate::metrics::{Scope, scope::cluster_of};
+use crate::metrics::{Scope, cluster_of};
 
 /// The changes of one part of the key space that are about one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -165,7 +165,7 @@ fn key_of(number: u8) -> Bytes {
 }
 
 fn clusters_of<'k>(keys: impl IntoIterator<Item = &'k Bytes>) -> BTreeSet<String> {
-    let cluster = |key: &Bytes| String::from_utf8(crate::metrics::scope::cluster_of(key)?.to_vec()).ok();
+    let cluster = |key: &Bytes| String::from_utf8(crate::metrics::cluster_of(key)?.to_vec()).ok();
     keys.into_iter().filter_map(cluster).collect()
 }
 
