@@ -183,7 +183,7 @@ async fn write(
                 () = shutdown.cancelled() => return (Ok(()), None),
                 what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), None),
                 () = leadership.gained() => {}
-                reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), None),
+                error = store.ended() => return (Err(error), None),
             }
         }
         let (mut parts, writing) = match Parts::start(config, shared, sources, store.pen(), shutdown) {
@@ -198,7 +198,7 @@ async fn write(
             what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), Some(parts)),
             () = leadership.lost(), if store.is_shared() => {}
             error = parts.ended() => return (Err(error), Some(parts)),
-            reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), Some(parts)),
+            error = store.ended() => return (Err(error), Some(parts)),
         }
         parts.drop_everything().await;
         shared.relay_metrics.stand_by();

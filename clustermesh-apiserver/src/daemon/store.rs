@@ -9,6 +9,7 @@ use isthmus_kvstore::metrics::{ClientMetrics, Limiter};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
+use super::DaemonError;
 use crate::election;
 
 /// The store, and what feeds it.
@@ -79,11 +80,12 @@ impl Store {
         }
     }
 
-    /// Completes when another etcd has taken the place of the one that is followed.
-    pub(super) async fn exchanged(&self) -> String {
+    /// Completes when it cannot be gone on with: another etcd has taken the place of the one that is followed, or a part of
+    /// the engine has failed.
+    pub(super) async fn ended(&self) -> DaemonError {
         match self {
             Self::Memory(_) => std::future::pending().await,
-            Self::Etcd(engine) => engine.exchanged().await,
+            Self::Etcd(engine) => engine.ended().await.into(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Follower {
 }
 
 /// Follows until another etcd cluster answers.
-pub(super) async fn run(mut follower: Follower) {
+pub(super) async fn run(mut follower: Follower) -> Exchanged {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     let mut rounds = Rounds::default();
     loop {
@@ -37,11 +37,8 @@ pub(super) async fn run(mut follower: Follower) {
             Stop::Failed(error) => error,
             Stop::Exchanged(exchanged) => {
                 tracing::error!(error = %exchanged, "following ends");
-                follower.status.send_modify(|status| {
-                    status.following = false;
-                    status.exchanged = Some(exchanged.to_string());
-                });
-                return;
+                follower.status.send_modify(|status| status.following = false);
+                return exchanged;
             }
         };
         tracing::warn!(%error, "etcd is not followed; trying again");

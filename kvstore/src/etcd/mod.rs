@@ -7,10 +7,12 @@
 mod follow;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -120,8 +122,19 @@ pub struct EtcdStatus {
     pub failures: u64,
     /// The latest failure in words.
     pub last_error: Option<String>,
-    /// Set when another etcd cluster answers. Nothing is followed or written any more then.
-    pub exchanged: Option<String>,
+    /// Why this process cannot go on with etcd, once it cannot.
+    pub end: Option<EtcdEnd>,
+}
+
+/// Why a process cannot go on with etcd. It should end and be started again.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EtcdEnd {
+    /// Another etcd cluster answers, or the same one with revisions lost: revisions begin anew, so that a new store has to
+    /// be served. In words that say so.
+    Exchanged(String),
+    /// A task of ours has failed, which never should: what it is called. The log says why.
+    Stopped(&'static str),
 }
 
 impl EtcdEngine {
@@ -141,7 +154,7 @@ impl EtcdEngine {
         let desk = Desk::default();
         let (report, status) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow::run(follow::Follower {
+        let following = follow::run(follow::Follower {
             client: config.client,
             limiter: Arc::clone(&limiter),
             metrics: config.metrics,
@@ -149,7 +162,8 @@ impl EtcdEngine {
             desk: desk.clone(),
             status: report.clone(),
             session: Some(session),
-        }));
+        });
+        tasks.spawn(until_the_end(report.clone(), "the following of etcd", following));
         Self { store, driver, limiter, desk, report, status, _tasks: tasks }
     }
 
@@ -161,12 +175,9 @@ impl EtcdEngine {
         let limiter = Arc::new(limiter());
         self.desk.put(&queue);
         let driving = tokio::spawn({
-            let (queue, driver, report) = (Arc::clone(&queue), self.driver.clone(), self.report.clone());
-            let limiter = Arc::clone(&limiter);
-            async move {
-                let exchanged = drive(&queue, &driver, &limiter).await;
-                report.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
-            }
+            let (queue, driver, limiter) = (Arc::clone(&queue), self.driver.clone(), Arc::clone(&limiter));
+            let driving = async move { drive(&queue, &driver, &limiter).await };
+            until_the_end(self.report.clone(), "the writing to etcd", driving)
         });
         Term {
             writer: Writer::etcd(self.store.clone(), Arc::clone(&queue), limiter),
@@ -191,16 +202,34 @@ impl EtcdEngine {
         Limiter(Arc::clone(&self.limiter))
     }
 
-    /// Completes when another etcd cluster answers, or the same one with revisions lost. Revisions begin anew then, so
-    /// that the process has to serve a new store: it should end and be started again.
-    pub async fn exchanged(&self) -> String {
+    /// Completes when this process cannot go on with etcd.
+    pub async fn ended(&self) -> EtcdEnd {
         let mut status = self.status.clone();
-        match status.wait_for(|status| status.exchanged.is_some()).await {
-            Ok(status) => status.exchanged.clone().unwrap_or_default(),
-            // The tasks end only with the engine.
-            Err(_) => std::future::pending().await,
+        // A sender is in `self`, so that the channel is never closed.
+        let ended = status.wait_for(|status| status.end.is_some()).await;
+        match ended.ok().and_then(|status| status.end.clone()) {
+            Some(end) => end,
+            None => std::future::pending().await,
         }
     }
+}
+
+/// Runs a task that ends only when etcd was exchanged, and reports its end, also when it panics: a task that is merely spawned
+/// would end in silence then. One that is aborted reports nothing.
+async fn until_the_end(
+    report: watch::Sender<EtcdStatus>,
+    what: &'static str,
+    task: impl Future<Output = Exchanged>,
+) {
+    // What it has left half done is not used any more: the process ends.
+    let end = match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(exchanged) => EtcdEnd::Exchanged(exchanged.to_string()),
+        Err(_) => EtcdEnd::Stopped(what),
+    };
+    report.send_modify(|status| {
+        // Those that depend on it may end, too: the first one is what matters.
+        status.end.get_or_insert(end);
+    });
 }
 
 async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (Session, MemoryStore) {
@@ -233,4 +262,52 @@ async fn load(session: &Session, limits: Limits) -> Result<MemoryStore, SessionE
             .map_err(|_| SessionError::Malformed("revisions went back"))?;
     }
     Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that nobody follows yet, with a task in the place of following.
+    fn engine(following: impl Future<Output = Exchanged> + Send + 'static) -> EtcdEngine {
+        let config = EtcdConfig::new(ClientConfig::parse("endpoints:\n- http://127.0.0.1:1\n").unwrap());
+        let (report, status) = watch::channel(EtcdStatus::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(until_the_end(report.clone(), "the following of etcd", following));
+        EtcdEngine {
+            store: MemoryStore::new(StoreId(1), Limits::default()),
+            driver: DriverConfig {
+                client: config.client,
+                cluster_id: 1,
+                lease_ttl: config.lease_ttl,
+                told_within: config.told_within,
+                metrics: config.metrics,
+            },
+            limiter: Arc::new(limiter()),
+            desk: Desk::default(),
+            report,
+            status,
+            _tasks: tasks,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_end_like_an_exchange_and_the_first_one_counts() {
+        let panics = engine(async { panic!("on purpose") });
+        assert_eq!(panics.ended().await, EtcdEnd::Stopped("the following of etcd"));
+        let exchanged = Exchanged { was: 1, is: "2".into() };
+        until_the_end(panics.report.clone(), "the writing to etcd", async { exchanged.clone() }).await;
+        assert_eq!(panics.ended().await, EtcdEnd::Stopped("the following of etcd"));
+
+        let told = exchanged.to_string();
+        assert_eq!(engine(async { exchanged }).ended().await, EtcdEnd::Exchanged(told));
+    }
+
+    #[tokio::test]
+    async fn a_term_that_ends_in_order_is_no_end() {
+        let engine = engine(std::future::pending());
+        drop(engine.begin_term());
+        tokio::task::yield_now().await;
+        assert_eq!(engine.ended().now_or_never(), None);
+    }
 }
