@@ -40,6 +40,7 @@ use isthmus_crds::names::{DEFAULT_NAMESPACE, LEASE};
 use isthmus_daemon::Endpoints;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::gateway::{Gateway, GatewayOptions, Grants};
+use isthmus_kvstore::metrics::ClientMetrics;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -81,15 +82,20 @@ pub async fn run(config: DaemonConfig, shutdown: CancellationToken) -> Result<()
     let exporter_metrics = ExporterMetrics::new(&mut registry);
     let relay_metrics = Arc::new(relay::Metrics::default());
     relay_metrics.register(&mut registry);
+    let etcd_metrics = ClientMetrics::default();
+    etcd_metrics.register_calls(registry.sub_registry_with_prefix(metrics::APISERVER));
     let view = Arc::new(View::new(&config));
     registry.register_collector(Box::new(metrics::StateMetrics(Arc::clone(&view))));
     let endpoints = open_endpoints(&config, Arc::new(registry), &view, &shutdown).await?;
 
     let tasks = Tasks::until(shutdown.clone());
+    let taken = Arc::clone(&view);
+    tasks.spawn("the taking of times", async move { taken.take_times().await });
     let (election, leadership) = elect(&config, &kubernetes, &tasks);
     let identities = identities(&config, &kubernetes, &leadership, &tasks);
     view.stands(leadership.clone(), identities.certificates().cloned());
-    let shared = Shared { kubernetes, tasks, leadership, identities, exporter_metrics, relay_metrics };
+    let shared =
+        Shared { kubernetes, tasks, leadership, identities, exporter_metrics, relay_metrics, etcd_metrics };
     let outcome = serve(&config, etcd, &shared, &view, &shutdown).await;
     shutdown.cancel();
     // Nothing writes any more: the next one may begin.
@@ -110,6 +116,8 @@ struct Shared {
     identities: Identities,
     exporter_metrics: ExporterMetrics,
     relay_metrics: Arc<relay::Metrics>,
+    /// What is asked of the own etcd.
+    etcd_metrics: ClientMetrics,
 }
 
 /// Serves the store, and writes to it whenever this replica may, until `shutdown` or until a part ends.
@@ -120,7 +128,8 @@ async fn serve(
     view: &View,
     shutdown: &CancellationToken,
 ) -> Result<(), DaemonError> {
-    let opened = async { tokio::join!(Store::open(etcd, config.election), shared.identities.open()) };
+    let store = Store::open(etcd, config.election, shared.etcd_metrics.clone());
+    let opened = async { tokio::join!(store, shared.identities.open()) };
     let (store, tls) = tokio::select! {
         biased;
         () = shutdown.cancelled() => return Ok(()),
@@ -142,6 +151,7 @@ async fn serve(
         store: store.served().clone(),
         shared: store.is_shared() && config.election.is_some(),
         etcd: store.etcd(),
+        limiter: store.limiter(),
         gateway: gateway.local_addr(),
     });
     tracing::info!(cluster = %config.cluster, id = %config.cluster_id, gateway = %gateway.local_addr(), "started");
@@ -173,7 +183,7 @@ async fn write(
                 () = shutdown.cancelled() => return (Ok(()), None),
                 what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), None),
                 () = leadership.gained() => {}
-                reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), None),
+                error = store.ended() => return (Err(error), None),
             }
         }
         let (mut parts, writing) = match Parts::start(config, shared, sources, store.pen(), shutdown) {
@@ -188,7 +198,7 @@ async fn write(
             what = shared.tasks.ended() => return (Err(DaemonError::Stopped(what)), Some(parts)),
             () = leadership.lost(), if store.is_shared() => {}
             error = parts.ended() => return (Err(error), Some(parts)),
-            reason = store.exchanged() => return (Err(DaemonError::EtcdExchanged(reason)), Some(parts)),
+            error = store.ended() => return (Err(error), Some(parts)),
         }
         parts.drop_everything().await;
         shared.relay_metrics.stand_by();

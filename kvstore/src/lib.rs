@@ -8,6 +8,7 @@ pub mod config;
 pub mod etcd;
 pub mod gateway;
 pub mod memory;
+pub mod metrics;
 mod pem;
 pub mod reader;
 mod section;

@@ -182,7 +182,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     );
     let mut ended = spawn_reconciler(task, shutdown.clone())?;
 
-    let reader = Reader::spawn(config.own.name.clone(), ReaderConfig::new(gateway));
+    let reading = ReaderConfig { metrics: metrics.client().clone(), ..ReaderConfig::new(gateway) };
+    let reader = Reader::spawn(config.own.name.clone(), reading);
+    metrics.reads(&config.own.name, &reader);
     let reader_status = reader.status();
     let probe = reader.probe();
     let (tell, told) = mpsc::unbounded_channel();

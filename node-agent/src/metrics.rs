@@ -1,9 +1,14 @@
 //! What the agent counts and measures, under the names that users of Cilium know where there are such.
 
+mod reading;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use isthmus_kvstore::metrics::ClientMetrics;
+use isthmus_kvstore::reader::Reader;
+use isthmus_wire::ClusterName;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
@@ -13,6 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+use self::reading::{Reading, ReadingMetrics};
 use crate::datapath::Datapath;
 use crate::encryption::EncryptionStatus;
 use crate::encryption::metrics::EncryptionMetrics;
@@ -27,7 +33,11 @@ pub struct Metrics {
     operations: Family<Outcome, Counter>,
     stages: Family<Stage, Histogram>,
     clusters: Gauge,
+    client: ClientMetrics,
+    reading: Reading,
     cluster_ready: Family<Cluster, Gauge>,
+    cluster_failures: Family<Cluster, Gauge>,
+    cluster_last_failure: Family<Cluster, Gauge<f64, AtomicU64>>,
     cluster_nodes: Family<Cluster, Gauge>,
     cluster_services: Family<Cluster, Gauge>,
     cluster_endpoints: Family<Cluster, Gauge>,
@@ -135,9 +145,25 @@ impl Metrics {
             "1 when all of a peer is known and followed",
             cluster_ready.clone(),
         );
+        let (cluster_failures, cluster_last_failure) = (Family::default(), Family::default());
+        mesh.register(
+            "remote_cluster_failures",
+            "How often the connection failed over which a peer is read, which is one for all peers",
+            cluster_failures.clone(),
+        );
+        mesh.register(
+            "remote_cluster_last_failure_ts",
+            "When the connection last failed over which a peer is read, in seconds since 1970",
+            cluster_last_failure.clone(),
+        );
         mesh.register("remote_cluster_nodes", "Nodes of a peer", cluster_nodes.clone());
         mesh.register("remote_cluster_services", "Services of a peer", cluster_services.clone());
         mesh.register("remote_cluster_endpoints", "Addresses of a peer", cluster_endpoints.clone());
+        let (client, reading) = (ClientMetrics::default(), Reading::default());
+        let cilium = registry.sub_registry_with_prefix("cilium");
+        client.register_calls(cilium);
+        client.register_events(cilium);
+        registry.register_collector(Box::new(ReadingMetrics(reading.clone())));
         registry.register_collector(Box::new(EncryptionMetrics(encryption)));
         if let Some(datapath) = datapath {
             registry.register_collector(Box::new(DatapathCounters(datapath)));
@@ -149,7 +175,11 @@ impl Metrics {
             operations,
             stages,
             clusters,
+            client,
+            reading,
             cluster_ready,
+            cluster_failures,
+            cluster_last_failure,
             cluster_nodes,
             cluster_services,
             cluster_endpoints,
@@ -168,6 +198,16 @@ impl Metrics {
     /// What an HTTP endpoint serves.
     pub fn registry(&self) -> Arc<Registry> {
         self.registry.clone()
+    }
+
+    /// Where it is counted how the gateway answers.
+    pub fn client(&self) -> &ClientMetrics {
+        &self.client
+    }
+
+    /// The own cluster's gateway is read by this reader from now on. Once only.
+    pub fn reads(&self, own: &ClusterName, reader: &Reader) {
+        self.reading.begin(own, reader);
     }
 
     /// An entry was left out.
@@ -207,6 +247,7 @@ impl Metrics {
     pub fn status(&self, status: &AgentStatus) {
         for gauges in [
             &self.cluster_ready,
+            &self.cluster_failures,
             &self.cluster_nodes,
             &self.cluster_services,
             &self.cluster_endpoints,
@@ -214,6 +255,8 @@ impl Metrics {
         ] {
             gauges.clear();
         }
+        self.cluster_last_failure.clear();
+        let last_failure = self.reading.last_failure();
         let peers = || status.clusters.iter().filter(|cluster| !cluster.own);
         self.clusters.set(peers().count() as i64);
         for cluster in &status.clusters {
@@ -223,6 +266,11 @@ impl Metrics {
                 continue;
             }
             self.cluster_ready.get_or_create(&label).set(i64::from(cluster.ready));
+            let failures = i64::try_from(status.gateway.failures).unwrap_or(i64::MAX);
+            self.cluster_failures.get_or_create(&label).set(failures);
+            if let Some(at) = last_failure {
+                self.cluster_last_failure.get_or_create(&label).set(at.timestamp_millis() as f64 / 1000.0);
+            }
             self.cluster_nodes.get_or_create(&label).set(cluster.nodes as i64);
             self.cluster_services.get_or_create(&label).set(cluster.services as i64);
             self.cluster_endpoints.get_or_create(&label).set(cluster.endpoints as i64);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use isthmus_daemon::{HttpError, LoopbackAddr};
 use isthmus_kvstore::config::ConfigError;
+use isthmus_kvstore::etcd::EtcdEnd;
 use isthmus_kvstore::gateway::{GatewayError, TlsError, TlsFiles};
 use isthmus_wire::{ClusterId, ClusterName, MaxConnectedClusters};
 
@@ -136,4 +137,13 @@ pub enum DaemonError {
         "etcd: {0}; the program ends so that its next start serves the new state to readers as a new store"
     )]
     EtcdExchanged(String),
+}
+
+impl From<EtcdEnd> for DaemonError {
+    fn from(end: EtcdEnd) -> Self {
+        match end {
+            EtcdEnd::Exchanged(reason) => Self::EtcdExchanged(reason),
+            EtcdEnd::Stopped(what) => Self::Stopped(what),
+        }
+    }
 }

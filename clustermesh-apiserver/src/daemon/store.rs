@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::etcd::{EtcdConfig, EtcdEngine, EtcdStatus, Term};
 use isthmus_kvstore::memory::{Limits, MemoryStore, StoreId};
+use isthmus_kvstore::metrics::{ClientMetrics, Limiter};
 use isthmus_kvstore::writer::Writer;
 use tokio::sync::watch;
 
+use super::DaemonError;
 use crate::election;
 
 /// The store, and what feeds it.
@@ -28,10 +30,17 @@ pub(super) enum Pen {
 
 impl Store {
     /// Waits for etcd as long as that takes.
-    pub(super) async fn open(etcd: Option<ClientConfig>, election: Option<election::Timing>) -> Self {
+    pub(super) async fn open(
+        etcd: Option<ClientConfig>,
+        election: Option<election::Timing>,
+        metrics: ClientMetrics,
+    ) -> Self {
         match etcd {
             None => Self::Memory(MemoryStore::new(StoreId::random(), Limits::default())),
-            Some(client) => Self::Etcd(Box::new(EtcdEngine::start(etcd_config(client, election)).await)),
+            Some(client) => {
+                let config = EtcdConfig { metrics, ..etcd_config(client, election) };
+                Self::Etcd(Box::new(EtcdEngine::start(config).await))
+            }
         }
     }
 
@@ -63,11 +72,20 @@ impl Store {
         }
     }
 
-    /// Completes when another etcd has taken the place of the one that is followed.
-    pub(super) async fn exchanged(&self) -> String {
+    /// What tells how the limits on following etcd are used.
+    pub(super) fn limiter(&self) -> Option<Limiter> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Etcd(engine) => Some(engine.limiter()),
+        }
+    }
+
+    /// Completes when it cannot be gone on with: another etcd has taken the place of the one that is followed, or a part of
+    /// the engine has failed.
+    pub(super) async fn ended(&self) -> DaemonError {
         match self {
             Self::Memory(_) => std::future::pending().await,
-            Self::Etcd(engine) => engine.exchanged().await,
+            Self::Etcd(engine) => engine.ended().await.into(),
         }
     }
 }

@@ -58,6 +58,7 @@ fn shared(tls: TlsFiles, shutdown: &CancellationToken) -> Shared {
         identities: Identities::Files(tls),
         exporter_metrics: ExporterMetrics::new(&mut Registry::default()),
         relay_metrics: Arc::default(),
+        etcd_metrics: ClientMetrics::default(),
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use isthmus_daemon::Readiness;
 use isthmus_kvstore::etcd::EtcdStatus;
 use isthmus_kvstore::memory::MemoryStore;
+use isthmus_kvstore::metrics::Limiter;
 use isthmus_kvstore::writer::Writer;
 use isthmus_wire::{ClusterId, ClusterName};
 use tokio::sync::watch;
@@ -20,6 +22,9 @@ use crate::exporter::{ExporterHandle, canaries};
 use crate::relay::Relay;
 use crate::status::{ApiserverStatus, CertificateStatus, Counts, ExportStatus, PolicyStatus, StoreStatus};
 
+/// How often it is looked whether the start is over: the times of the start are no more exact.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// The daemon as seen from outside. There from the first moment; the parts join when they have started.
 #[derive(Debug)]
 pub(super) struct View {
@@ -27,9 +32,12 @@ pub(super) struct View {
     cluster_id: ClusterId,
     pub(super) replica: String,
     engine: &'static str,
-    pub(super) begun: DateTime<Utc>,
-    /// When it was ready for the first time.
-    bootstrapped: OnceLock<DateTime<Utc>>,
+    begun: DateTime<Utc>,
+    started: Instant,
+    /// How long after the start everything there was had been exported, by this replica or by the one that leads.
+    exported: OnceLock<Duration>,
+    /// How long after the start every peer in reach had been mirrored by this replica.
+    mirrored: OnceLock<Duration>,
     standing: OnceLock<Standing>,
     running: OnceLock<Running>,
     writing: Mutex<Option<Arc<Writing>>>,
@@ -48,6 +56,8 @@ pub(super) struct Running {
     /// Whether replicas share it, so that only the leader writes to it.
     pub(super) shared: bool,
     pub(super) etcd: Option<watch::Receiver<EtcdStatus>>,
+    /// That of following etcd.
+    pub(super) limiter: Option<Limiter>,
     pub(super) gateway: SocketAddr,
 }
 
@@ -81,7 +91,9 @@ impl View {
                 Engine::Etcd(_) => "etcd",
             },
             begun: Utc::now(),
-            bootstrapped: OnceLock::new(),
+            started: Instant::now(),
+            exported: OnceLock::new(),
+            mirrored: OnceLock::new(),
             standing: OnceLock::new(),
             running: OnceLock::new(),
             writing: Mutex::default(),
@@ -126,10 +138,33 @@ impl View {
         certificates.map(Certificates::status).unwrap_or_default()
     }
 
-    /// Seconds from the start until it was ready for the first time.
-    pub(super) fn bootstrap_seconds(&self) -> Option<f64> {
-        let ready = self.bootstrapped.get()?;
-        Some((*ready - self.begun).num_milliseconds() as f64 / 1000.0)
+    /// How long after the start everything there was had been exported; none before.
+    pub(super) fn exported_after(&self) -> Option<Duration> {
+        self.exported.get().copied()
+    }
+
+    /// How long after the start every peer in reach had been mirrored here; none before.
+    pub(super) fn mirrored_after(&self) -> Option<Duration> {
+        self.mirrored.get().copied()
+    }
+
+    /// Takes the times of the start, whether or not somebody asks if it is ready. Never ends.
+    pub(super) async fn take_times(&self) {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            if self.exported.get().is_none() && self.missing_export().is_none() {
+                self.exported.get_or_init(|| self.started.elapsed());
+            }
+            if self.mirrored.get().is_none()
+                && self.relay().is_some_and(|relay| relay.waiting_for().is_none())
+            {
+                self.mirrored.get_or_init(|| self.started.elapsed());
+            }
+            if self.exported.get().is_some() && self.mirrored.get().is_some() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     pub(super) fn readiness(&self, shutdown: &CancellationToken) -> Readiness {
@@ -144,14 +179,14 @@ impl View {
 
     /// What readiness waits for: certificates and the store, then the first export, then the peers.
     fn waiting_for(&self) -> Option<String> {
-        let reason = self.missing();
-        if reason.is_none() {
-            self.bootstrapped.get_or_init(Utc::now);
-        }
-        reason
+        // A change of leaders takes nobody out of service: what is in a shared store is served, whoever mirrors.
+        let own = || self.running.get().is_some_and(|running| !running.shared);
+        let peers = || self.relay().filter(|_| own()).and_then(|relay| relay.waiting_for());
+        self.missing_export().or_else(peers)
     }
 
-    fn missing(&self) -> Option<String> {
+    /// What the export of the own cluster waits for.
+    fn missing_export(&self) -> Option<String> {
         let Some(running) = self.running.get() else {
             let certificates = self.standing.get().and_then(|standing| standing.certificates.as_ref());
             return certificates
@@ -160,7 +195,6 @@ impl View {
         };
         let writing = self.writing();
         if running.shared {
-            // What is in the store is served whoever has written it: a change of leaders takes nobody out of service.
             let missing = missing_canaries(&running.store, &canaries(&self.cluster));
             if missing.is_empty() {
                 return None;
@@ -174,7 +208,7 @@ impl View {
             return Some(writing.and_then(|writing| writing.waiting_for_exporter()).unwrap_or_else(waits));
         }
         let Some(writing) = writing else { return Some(format!("waiting for the {} store", self.engine)) };
-        writing.waiting_for_exporter().or_else(|| writing.relay.waiting_for())
+        writing.waiting_for_exporter()
     }
 
     pub(super) fn status(&self) -> ApiserverStatus {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use isthmus_kvstore::metrics::ClientMetrics;
 use isthmus_kvstore::reader::ReaderStatus;
 use isthmus_wire::ClusterName;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -30,6 +31,7 @@ pub struct Metrics {
     ready: Family<Target, Gauge>,
     revocations: Family<Target, Gauge>,
     rejected: Family<Rejected, Counter>,
+    client: ClientMetrics,
 }
 
 impl Metrics {
@@ -57,6 +59,8 @@ impl Metrics {
             "How often the peer's services were withdrawn since it was out of reach for too long",
             self.revocations.clone(),
         );
+        self.client.register_calls(mesh);
+        self.client.register_events(mesh);
         registry.sub_registry_with_prefix("isthmus_relay").register(
             "rejected_entries",
             "Entries of the peer that were not mirrored, by reason",
@@ -71,6 +75,11 @@ impl Metrics {
         self.last_failure.clear();
         self.ready.clear();
         self.revocations.clear();
+    }
+
+    /// What is asked of the peers' stores, all together.
+    pub(super) fn client(&self) -> &ClientMetrics {
+        &self.client
     }
 
     pub(super) fn peers(&self, count: usize) {

@@ -29,6 +29,7 @@ use self::peer::Peer;
 pub use self::peers::{Authorities, SecretSource, Sources, SourcesConfig};
 pub(crate) use self::peers::{Origin, Refused};
 use self::peers::{PeerConfig, Peers};
+pub(crate) use self::view::PeerSync;
 use self::view::{PeerView, Shown};
 use crate::status::{PeerState, PeerStatus};
 
@@ -136,6 +137,11 @@ impl Relay {
             }
         }
         all.into_iter().map(|(_, status)| status).collect()
+    }
+
+    /// How far the parts of every peer are, by name.
+    pub(crate) fn sync(&self) -> Vec<PeerSync> {
+        self.views.borrow().iter().map(|(name, view)| view.borrow().sync(name)).collect()
     }
 
     /// Waits until something about a peer or a configuration has changed since this was called last. For one caller.

@@ -110,9 +110,11 @@ impl Peer {
         let reader_config = ReaderConfig {
             progress_interval: PROGRESS,
             bounds: BOUNDS,
+            metrics: self.metrics.client().clone(),
             ..ReaderConfig::new(config.client.clone())
         };
         let reader = Reader::spawn(self.name.clone(), reader_config);
+        self.view.send_modify(|view| view.limiter = Some(reader.limiter()));
         let mut following = Following {
             config: reader.cluster_config(),
             status: reader.status(),
@@ -356,6 +358,9 @@ impl Peer {
                 }
                 if !std::mem::replace(&mut progress.synced, true) {
                     progress.section.finish_initial().await;
+                    self.view.send_modify(|view| {
+                        view.written.insert(resource);
+                    });
                 }
                 if !admitted.announced && admitted.sections.values().all(|progress| progress.synced) {
                     admitted.announced = true;
@@ -367,6 +372,9 @@ impl Peer {
                             progress.section.delete(cached);
                         }
                         progress.section.finish_initial().await;
+                        self.view.send_modify(|view| {
+                            view.written.insert(*resource);
+                        });
                     }
                     tracing::info!(peer = %self.name, "peer synchronized");
                     self.view.send_modify(|view| view.synced = true);
@@ -418,6 +426,7 @@ impl Peer {
         for resource in Resource::ALL {
             self.writer.delete(Key::canary(&self.name, Prefix::Cache(resource)).to_bytes());
         }
+        self.view.send_modify(|view| view.written.clear());
         self.flush().await;
         mirror.clear();
         for resource in Resource::ALL {

@@ -1,12 +1,13 @@
 //! What a peer's task shows to the outside, and what people and programs make of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use isthmus_crds::SecretVersion;
+use isthmus_kvstore::metrics::{Limiter, Scope};
 use isthmus_kvstore::reader::{FailureCause, ReaderStatus, SectionPhase};
-use isthmus_wire::ClusterName;
 use isthmus_wire::validate::Incompatible;
+use isthmus_wire::{ClusterName, Resource};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -23,6 +24,10 @@ pub(super) struct PeerView {
     /// The version of the Secret that the connection in use is made by.
     pub(super) observed: Option<SecretVersion>,
     pub(super) reader: Option<ReaderStatus>,
+    /// That of the present reader.
+    pub(super) limiter: Option<Limiter>,
+    /// Which resources were mirrored completely, so that their canary is in the own store.
+    pub(super) written: BTreeSet<Resource>,
     pub(super) cluster_id: Option<u16>,
     pub(super) refusal: Option<Refusal>,
     /// How often it was another one.
@@ -43,6 +48,8 @@ impl PeerView {
             origin,
             observed: None,
             reader: None,
+            limiter: None,
+            written: BTreeSet::new(),
             cluster_id: None,
             refusal: None,
             refusals: 0,
@@ -54,6 +61,18 @@ impl PeerView {
             since: Instant::now(),
         }
     }
+}
+
+/// How far the reading and the mirroring of a peer are, part by part.
+#[derive(Clone, Debug)]
+pub(crate) struct PeerSync {
+    pub(crate) name: ClusterName,
+    /// Whether each section that is read has been read whole over the present connection, and is followed.
+    pub(crate) read: Vec<(Scope, bool)>,
+    /// What was mirrored completely.
+    pub(crate) written: BTreeSet<Scope>,
+    /// What tells how the limits on what is asked of the peer are used.
+    pub(crate) limiter: Option<Limiter>,
 }
 
 /// A view that is shown: whoever follows all peers at once hears of each change.
@@ -145,6 +164,20 @@ impl PeerView {
             failures: reader.map_or(0, |reader| reader.failures),
             last_error,
             last_failure: reader.and_then(|reader| reader.last_failure),
+        }
+    }
+
+    /// How far its parts are.
+    pub(super) fn sync(&self, name: &ClusterName) -> PeerSync {
+        let sections = self.reader.iter().flat_map(|reader| &reader.sections);
+        let read = sections
+            .map(|(prefix, section)| (Scope::of(prefix.as_bytes()), section.phase == SectionPhase::Following))
+            .collect();
+        PeerSync {
+            name: name.clone(),
+            read,
+            written: self.written.iter().copied().map(Scope::Shared).collect(),
+            limiter: self.limiter.clone(),
         }
     }
 

@@ -177,10 +177,12 @@ impl Fault {
             Source::File(path) => format!("cat {}", path.display()),
         };
         let renew = || match &of.source {
-            // What is wrong is in the Secret, and connecting again writes it anew.
-            Source::Secret { .. } => {
-                format!("isthmus connect --context {} --destination-context {peer}", of.own)
-            }
+            // What is wrong is in the Secret, and connecting again writes it anew. A context may be called anything, and is known
+            // to whoever reads this alone.
+            Source::Secret { .. } => format!(
+                "isthmus connect --context '<context of {}>' --destination-context '<context of {peer}>'",
+                of.own
+            ),
             Source::File(path) => format!("cat {}", path.display()),
         };
         let logs = || {
@@ -736,4 +738,32 @@ pub(super) fn one_line(text: &str) -> String {
 /// Addresses as people read them.
 pub(super) fn addresses(all: &[IpAddr]) -> String {
     listed(&all.iter().map(ToString::to_string).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_are_not_taken_to_be_called_like_clusters() {
+        let certificate = Certificate {
+            subject: "CN=clustermesh-apiserver.cilium.io".to_owned(),
+            issuer: "CN=Cilium CA".to_owned(),
+            names: Vec::new(),
+            not_before: DateTime::UNIX_EPOCH,
+            not_after: DateTime::UNIX_EPOCH,
+        };
+        let of = Circumstances {
+            own: "alpha".to_owned(),
+            peer: "beta".to_owned(),
+            source: Source::Secret { namespace: "isthmus-system".to_owned(), name: "peer-beta".to_owned() },
+            namespace: "isthmus-system".to_owned(),
+            common_name: None,
+        };
+        let finding = Fault::WrongAuthority { certificate, trusted: Vec::new() }.finding(&of);
+        assert_eq!(
+            finding.next.command,
+            "isthmus connect --context '<context of alpha>' --destination-context '<context of beta>'"
+        );
+    }
 }

@@ -62,6 +62,13 @@ async fn an_authority_is_believed_about_its_own_cluster_alone_and_no_longer_than
         assert!(refused.is_err(), "{client:?} reads {refused:?}");
     }
 
+    let of_beta = r#"cilium_kvstoremesh_kvstore_initial_sync_completed{scope="services/v1",source_cluster="beta",action="write"} 1"#;
+    until("its numbers are told", async || match alpha_daemon.metrics().await {
+        metrics if metrics.contains(of_beta) => Ok(()),
+        metrics => Err(metrics),
+    })
+    .await;
+
     // Disconnected, it is not believed about itself either, and what it shared goes.
     let change = Patch::Merge(json!({ "metadata": { "annotations": { CONNECT_ANNOTATION: "false" } } }));
     alpha.own::<Secret>().patch("peer-beta", &PatchParams::default(), &change).await.unwrap();
@@ -75,6 +82,12 @@ async fn an_authority_is_believed_about_its_own_cluster_alone_and_no_longer_than
     until("what it shared is gone", async || match alpha_daemon.read(&admin, mirrored) {
         Ok(value) if value.is_empty() => Ok(()),
         other => Err(format!("{other:?}\n{}", alpha_daemon.log())),
+    })
+    .await;
+    until("its numbers go too", async || {
+        let metrics = alpha_daemon.metrics().await;
+        let of_beta = |line: &&str| line.contains("beta") && !line.contains("rejected_entries");
+        metrics.lines().find(of_beta).map_or(Ok(()), |line| Err(line.to_owned()))
     })
     .await;
     alpha_daemon.terminate().await;

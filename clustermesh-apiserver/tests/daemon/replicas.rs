@@ -76,6 +76,19 @@ async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_mea
         assert_eq!(replica.status().await.store.store_id, store, "the same store to its readers");
     }
 
+    let metrics = replicas[leader].metrics().await;
+    for line in [
+        r#"cilium_clustermesh_apiserver_kvstore_sync_queue_size{scope="services/v1",source_cluster="alpha"} "#,
+        r#"cilium_clustermesh_apiserver_kvstore_operations_duration_seconds_count{scope="services/v1",kind="set",action="Update",outcome="success"} "#,
+        r#"cilium_clustermesh_apiserver_kvstore_quorum_errors_total{error="timeout"} 0"#,
+        r#"cilium_clustermesh_apiserver_api_limiter_processed_requests_total{api_call="etcd",outcome="success",return_code="200"} "#,
+        r#"cilium_clustermesh_apiserver_api_limiter_rate_limit{api_call="etcd-follow",value="limit"} "#,
+        "isthmus_etcd_following 1",
+        "isthmus_etcd_failures_total 0",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
+
     replicas.swap_remove(leader).kill().await;
     alpha.delete_service("app", "old").await;
     alpha.global_service("app", "new", &["10.1.0.9"]).await;
@@ -111,12 +124,13 @@ async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_mea
         Err(format!("leading {}, ready {}\n{}", status.leading, status.ready, paused.log()))
     })
     .await;
-    assert!(
-        paused
-            .metrics()
-            .await
-            .contains("leader_election_master_status{name=\"isthmus-clustermesh-apiserver\"} 0")
-    );
+    let metrics = paused.metrics().await;
+    for line in [
+        r#"cilium_clustermesh_apiserver_leader_election_master_status{name="isthmus-clustermesh-apiserver"} 0"#,
+        r#"cilium_kvstoremesh_leader_election_master_status{name="kvstoremesh"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
     assert!(alpha.entry(SERVER_CERT_SECRET, "tls.crt").await.is_some());
     paused.terminate().await;
     replicas.pop().unwrap().terminate().await;

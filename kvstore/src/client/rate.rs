@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,6 +12,11 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep_until},
 };
+
+use crate::metrics::LimiterStatus;
+
+/// Calls that means are made of: as many as Cilium's.
+const MEAN_OF: usize = 10;
 
 /// The limits of one client (wire format, section A.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,55 @@ pub(crate) struct RateLimiter {
     /// When the next call may start. Up to a second in the past: that much may be caught up in a burst.
     next: Mutex<Instant>,
     in_flight: Semaphore,
+    tally: Mutex<Tally>,
+}
+
+/// What became of the calls.
+#[derive(Debug, Default)]
+struct Tally {
+    waits: Recent,
+    answers: Recent,
+    succeeded: u64,
+    failed: u64,
+}
+
+/// The latest of many durations.
+#[derive(Debug, Default)]
+struct Recent {
+    latest: [Duration; MEAN_OF],
+    count: usize,
+}
+
+impl Recent {
+    fn add(&mut self, duration: Duration) {
+        self.latest[self.count % MEAN_OF] = duration;
+        self.count = self.count.wrapping_add(1);
+    }
+
+    /// Zero before the first.
+    fn mean(&self) -> Duration {
+        let known = &self.latest[..self.count.min(MEAN_OF)];
+        known.iter().sum::<Duration>() / u32::try_from(known.len().max(1)).unwrap_or(1)
+    }
+}
+
+/// A call that has begun.
+#[derive(Debug)]
+pub(crate) struct Permit<'a> {
+    limiter: &'a RateLimiter,
+    begun: Instant,
+    _in_flight: SemaphorePermit<'a>,
+}
+
+impl Permit<'_> {
+    /// The call has ended; how long it took. One that is dropped before is not counted.
+    pub(crate) fn over(self, succeeded: bool) -> Duration {
+        let took = self.begun.elapsed();
+        let mut tally = self.limiter.tally();
+        tally.answers.add(took);
+        *(if succeeded { &mut tally.succeeded } else { &mut tally.failed }) += 1;
+        took
+    }
 }
 
 impl RateLimiter {
@@ -48,6 +102,25 @@ impl RateLimiter {
             bootstrapped: AtomicBool::new(false),
             next: Mutex::new(Instant::now()),
             in_flight: Semaphore::new(limits.max_in_flight.max(1)),
+            tally: Mutex::default(),
+        }
+    }
+
+    /// How the limits are used.
+    pub(crate) fn status(&self) -> LimiterStatus {
+        let max_in_flight = self.limits.max_in_flight.max(1);
+        let qps = self.qps();
+        let tally = self.tally();
+        LimiterStatus {
+            limit: qps,
+            // A second's worth.
+            burst: qps,
+            in_flight: max_in_flight.saturating_sub(self.in_flight.available_permits()),
+            max_in_flight,
+            mean_wait: tally.waits.mean(),
+            mean_processing: tally.answers.mean(),
+            succeeded: tally.succeeded,
+            failed: tally.failed,
         }
     }
 
@@ -56,29 +129,36 @@ impl RateLimiter {
         self.bootstrapped.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until one more call may start; the call is over when the permit is dropped.
-    pub(crate) async fn permit(&self) -> SemaphorePermit<'_> {
-        let permit = self.in_flight.acquire().await.expect("the semaphore is never closed");
+    /// Waits until one more call may start; the call is over when the permit is, or is dropped.
+    pub(crate) async fn permit(&self) -> Permit<'_> {
+        let asked = Instant::now();
+        let in_flight = self.in_flight.acquire().await.expect("the semaphore is never closed");
         self.turn().await;
-        permit
+        let begun = Instant::now();
+        self.tally().waits.add(begun - asked);
+        Permit { limiter: self, begun, _in_flight: in_flight }
     }
 
     /// Waits until one more call may start, which is not counted among those in flight.
     pub(crate) async fn turn(&self) {
-        let qps = if self.bootstrapped.load(Ordering::Relaxed) {
-            self.limits.qps
-        } else {
-            self.limits.bootstrap_qps
-        };
         let turn = {
-            let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let earliest = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
             let turn = (*next).max(earliest);
-            *next = turn + Duration::from_secs(1) / qps.max(1);
+            *next = turn + Duration::from_secs(1) / self.qps();
             turn
         };
         sleep_until(turn).await;
+    }
+
+    fn qps(&self) -> u32 {
+        let bootstrapped = self.bootstrapped.load(Ordering::Relaxed);
+        (if bootstrapped { self.limits.qps } else { self.limits.bootstrap_qps }).max(1)
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,6 +181,25 @@ mod tests {
         }
         // A second's worth may come in a burst.
         assert!(start.elapsed() >= Duration::from_millis(3_900), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_status_tells_what_the_latest_calls_met_with() {
+        let limiter = RateLimiter::new(RateLimits { qps: 10, bootstrap_qps: 1_000, max_in_flight: 2 });
+        assert_eq!(limiter.status().mean_processing, Duration::ZERO);
+        for seconds in 0..20 {
+            let permit = limiter.permit().await;
+            assert_eq!(limiter.status().in_flight, 1);
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            permit.over(seconds != 7);
+        }
+        drop(limiter.permit().await);
+        limiter.bootstrapped();
+        let status = limiter.status();
+        assert_eq!((status.succeeded, status.failed), (19, 1), "{status:?}");
+        assert_eq!(status.mean_processing, Duration::from_millis(14_500), "of 10 to 19 seconds");
+        assert_eq!((status.limit, status.burst), (10, 10));
+        assert_eq!((status.in_flight, status.max_in_flight), (0, 2));
     }
 
     #[tokio::test]

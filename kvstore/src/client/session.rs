@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status};
 
 use super::RateLimiter;
+use crate::metrics::{Action, ClientMetrics, QuorumError, Scope};
 
 /// The most that one answer of a watch may hold when it comes in pieces, in bytes.
 const MAX_REVISION_BYTES: usize = 256 << 20;
@@ -65,6 +66,22 @@ pub(crate) enum SessionError {
 }
 
 impl SessionError {
+    /// Whether it says that the store is not able to work, whatever the connection does. The words are etcd's.
+    fn quorum_error(&self) -> Option<QuorumError> {
+        match self {
+            Self::TimedOut => Some(QuorumError::Timeout),
+            Self::Lost(reason) | Self::Refused(reason) => {
+                let says = |words| reason.contains(words);
+                if says("no leader") {
+                    Some(QuorumError::NoLeader)
+                } else {
+                    says("request timed out").then_some(QuorumError::Timeout)
+                }
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the connection is of no further use.
     pub(crate) fn is_fatal(&self) -> bool {
         match self {
@@ -86,6 +103,14 @@ pub(crate) enum Span {
 }
 
 impl Span {
+    /// The part of the key space that it is in.
+    fn scope(&self) -> Scope {
+        match self {
+            Self::Key(start) | Self::Prefix(start) => Scope::of(start),
+            Self::Everything => Scope::Everything,
+        }
+    }
+
     /// Whether `key` is within the range.
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         match self {
@@ -139,6 +164,7 @@ pub(crate) enum WatchAnswer {
 pub(crate) struct Session {
     client: Client,
     limiter: Arc<RateLimiter>,
+    metrics: ClientMetrics,
     lock: Arc<ClusterLock>,
 }
 
@@ -151,8 +177,8 @@ struct ClusterLock {
 }
 
 impl Session {
-    pub(crate) fn new(client: Client, limiter: Arc<RateLimiter>) -> Self {
-        Self { client, limiter, lock: Arc::default() }
+    pub(crate) fn new(client: Client, limiter: Arc<RateLimiter>, metrics: ClientMetrics) -> Self {
+        Self { client, limiter, metrics, lock: Arc::default() }
     }
 
     /// The id of the cluster that answers, once anything has.
@@ -226,13 +252,24 @@ impl Session {
         Ok(header.revision())
     }
 
-    /// Makes one call that is bounded in time and counts towards the rate limits.
+    /// Makes one call that is bounded in time and counts towards the rate limits; also says how long the answer took.
     pub(crate) async fn call<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, SessionError> {
-        let _permit = self.limiter.permit().await;
-        in_time(call).await
+    ) -> (Result<T, SessionError>, Duration) {
+        let permit = self.limiter.permit().await;
+        let answer = in_time(call).await;
+        let took = permit.over(answer.is_ok());
+        if let Err(error) = &answer {
+            self.note(error);
+        }
+        (answer, took)
+    }
+
+    fn note(&self, error: &SessionError) {
+        if let Some(error) = error.quorum_error() {
+            self.metrics.quorum_error(error);
+        }
     }
 }
 
@@ -302,7 +339,13 @@ impl Listing {
             options = options.with_keys_only();
         }
         let mut kv = self.session.client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-        let answer = self.session.call(kv.get(key, Some(options))).await.map_err(|error| match error {
+        let (answer, took) = self.session.call(kv.get(key, Some(options))).await;
+        let action = match self.span {
+            Span::Key(_) => Action::Get,
+            Span::Prefix(_) | Span::Everything => Action::ListPrefix,
+        };
+        self.session.metrics.operation(self.span.scope(), action, 1, took, answer.is_ok());
+        let answer = answer.map_err(|error| match error {
             SessionError::Compacted { .. } => SessionError::Compacted { wanted: self.revision },
             other => other,
         })?;
@@ -424,7 +467,9 @@ impl Watch {
             let reason = foreign(answer.cancel_reason());
             // etcd says so when it has lost its leader: another member may have one.
             return Err(if reason.contains("no leader") {
-                SessionError::Lost(reason)
+                let error = SessionError::Lost(reason);
+                self.session.note(&error);
+                error
             } else if reason.is_empty() {
                 SessionError::Refused("the watch was cancelled".into())
             } else {

@@ -12,12 +12,14 @@ use crate::{
     },
     config::ClientConfig,
     memory::{KeyValue, MemoryStore, Mirrored, Revision},
+    metrics::ClientMetrics,
     writer::Exchanged,
 };
 
 pub(super) struct Follower {
     pub(super) client: ClientConfig,
     pub(super) limiter: Arc<RateLimiter>,
+    pub(super) metrics: ClientMetrics,
     pub(super) store: MemoryStore,
     /// Whoever writes is told of keys that vanish, which may be its own.
     pub(super) desk: Desk,
@@ -27,7 +29,7 @@ pub(super) struct Follower {
 }
 
 /// Follows until another etcd cluster answers.
-pub(super) async fn run(mut follower: Follower) {
+pub(super) async fn run(mut follower: Follower) -> Exchanged {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
     let mut rounds = Rounds::default();
     loop {
@@ -35,11 +37,8 @@ pub(super) async fn run(mut follower: Follower) {
             Stop::Failed(error) => error,
             Stop::Exchanged(exchanged) => {
                 tracing::error!(error = %exchanged, "following ends");
-                follower.status.send_modify(|status| {
-                    status.following = false;
-                    status.exchanged = Some(exchanged.to_string());
-                });
-                return;
+                follower.status.send_modify(|status| status.following = false);
+                return exchanged;
             }
         };
         tracing::warn!(%error, "etcd is not followed; trying again");
@@ -68,7 +67,9 @@ impl Follower {
         let session = match self.session.take() {
             Some(session) => session,
             None => match connect(&Resolver::system(), &self.client, rounds).await {
-                Ok(connected) => Session::new(connected.client, Arc::clone(&self.limiter)),
+                Ok(connected) => {
+                    Session::new(connected.client, Arc::clone(&self.limiter), self.metrics.clone())
+                }
                 Err(error) => return Stop::Failed(error.to_string()),
             },
         };

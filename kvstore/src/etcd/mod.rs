@@ -7,10 +7,12 @@
 mod follow;
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,7 +22,8 @@ use crate::{
     client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
     memory::{Limits, MemoryStore, Revision, StoreId},
-    writer::{DriverConfig, Queue, Writer, drive},
+    metrics::{ClientMetrics, Limiter},
+    writer::{DriverConfig, Queue, Writer, drive, limiter},
 };
 
 /// How etcd is used.
@@ -35,6 +38,8 @@ pub struct EtcdConfig {
     pub told_within: Duration,
     /// Bounds of the store that follows etcd.
     pub limits: Limits,
+    /// Where it is counted how etcd answers.
+    pub metrics: ClientMetrics,
 }
 
 impl EtcdConfig {
@@ -45,6 +50,7 @@ impl EtcdConfig {
             lease_ttl: Duration::from_secs(15 * 60),
             told_within: Duration::from_secs(10),
             limits: Limits::default(),
+            metrics: ClientMetrics::default(),
         }
     }
 }
@@ -54,6 +60,8 @@ impl EtcdConfig {
 pub struct EtcdEngine {
     store: MemoryStore,
     driver: DriverConfig,
+    /// That of following.
+    limiter: Arc<RateLimiter>,
     desk: Desk,
     report: watch::Sender<EtcdStatus>,
     status: watch::Receiver<EtcdStatus>,
@@ -114,8 +122,19 @@ pub struct EtcdStatus {
     pub failures: u64,
     /// The latest failure in words.
     pub last_error: Option<String>,
-    /// Set when another etcd cluster answers. Nothing is followed or written any more then.
-    pub exchanged: Option<String>,
+    /// Why this process cannot go on with etcd, once it cannot.
+    pub end: Option<EtcdEnd>,
+}
+
+/// Why a process cannot go on with etcd. It should end and be started again.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EtcdEnd {
+    /// Another etcd cluster answers, or the same one with revisions lost: revisions begin anew, so that a new store has to
+    /// be served. In words that say so.
+    Exchanged(String),
+    /// A task of ours has failed, which never should: what it is called. The log says why.
+    Stopped(&'static str),
 }
 
 impl EtcdEngine {
@@ -130,19 +149,22 @@ impl EtcdEngine {
             cluster_id: store.id().0,
             lease_ttl: config.lease_ttl,
             told_within: config.told_within,
+            metrics: config.metrics.clone(),
         };
         let desk = Desk::default();
         let (report, status) = watch::channel(EtcdStatus { following: true, ..EtcdStatus::default() });
         let mut tasks = JoinSet::new();
-        tasks.spawn(follow::run(follow::Follower {
+        let following = follow::run(follow::Follower {
             client: config.client,
-            limiter,
+            limiter: Arc::clone(&limiter),
+            metrics: config.metrics,
             store: store.clone(),
             desk: desk.clone(),
             status: report.clone(),
             session: Some(session),
-        }));
-        Self { store, driver, desk, report, status, _tasks: tasks }
+        });
+        tasks.spawn(until_the_end(report.clone(), "the following of etcd", following));
+        Self { store, driver, limiter, desk, report, status, _tasks: tasks }
     }
 
     /// Begins to write to etcd. Keys that are put are taken over from whoever wrote them before; what an earlier writer
@@ -150,16 +172,15 @@ impl EtcdEngine {
     /// Must be called within a tokio runtime.
     pub fn begin_term(&self) -> Term {
         let queue = Arc::new(Queue::new());
+        let limiter = Arc::new(limiter());
         self.desk.put(&queue);
         let driving = tokio::spawn({
-            let (queue, driver, report) = (Arc::clone(&queue), self.driver.clone(), self.report.clone());
-            async move {
-                let exchanged = drive(&queue, &driver).await;
-                report.send_modify(|status| status.exchanged = Some(exchanged.to_string()));
-            }
+            let (queue, driver, limiter) = (Arc::clone(&queue), self.driver.clone(), Arc::clone(&limiter));
+            let driving = async move { drive(&queue, &driver, &limiter).await };
+            until_the_end(self.report.clone(), "the writing to etcd", driving)
         });
         Term {
-            writer: Writer::etcd(self.store.clone(), Arc::clone(&queue)),
+            writer: Writer::etcd(self.store.clone(), Arc::clone(&queue), limiter),
             queue,
             desk: self.desk.clone(),
             _driving: AbortOnDropHandle::new(driving),
@@ -176,16 +197,39 @@ impl EtcdEngine {
         self.status.clone()
     }
 
-    /// Completes when another etcd cluster answers, or the same one with revisions lost. Revisions begin anew then, so
-    /// that the process has to serve a new store: it should end and be started again.
-    pub async fn exchanged(&self) -> String {
+    /// What tells how the limits on following etcd are used. Those on writing are the [`Writer`]'s.
+    pub fn limiter(&self) -> Limiter {
+        Limiter(Arc::clone(&self.limiter))
+    }
+
+    /// Completes when this process cannot go on with etcd.
+    pub async fn ended(&self) -> EtcdEnd {
         let mut status = self.status.clone();
-        match status.wait_for(|status| status.exchanged.is_some()).await {
-            Ok(status) => status.exchanged.clone().unwrap_or_default(),
-            // The tasks end only with the engine.
-            Err(_) => std::future::pending().await,
+        // A sender is in `self`, so that the channel is never closed.
+        let ended = status.wait_for(|status| status.end.is_some()).await;
+        match ended.ok().and_then(|status| status.end.clone()) {
+            Some(end) => end,
+            None => std::future::pending().await,
         }
     }
+}
+
+/// Runs a task that ends only when etcd was exchanged, and reports its end, also when it panics: a task that is merely spawned
+/// would end in silence then. One that is aborted reports nothing.
+async fn until_the_end(
+    report: watch::Sender<EtcdStatus>,
+    what: &'static str,
+    task: impl Future<Output = Exchanged>,
+) {
+    // What it has left half done is not used any more: the process ends.
+    let end = match AssertUnwindSafe(task).catch_unwind().await {
+        Ok(exchanged) => EtcdEnd::Exchanged(exchanged.to_string()),
+        Err(_) => EtcdEnd::Stopped(what),
+    };
+    report.send_modify(|status| {
+        // Those that depend on it may end, too: the first one is what matters.
+        status.end.get_or_insert(end);
+    });
 }
 
 async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (Session, MemoryStore) {
@@ -195,7 +239,7 @@ async fn loop_until_loaded(config: &EtcdConfig, limiter: &Arc<RateLimiter>) -> (
         let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
             Ok(connected) => {
-                let session = Session::new(connected.client, Arc::clone(limiter));
+                let session = Session::new(connected.client, Arc::clone(limiter), config.metrics.clone());
                 match load(&session, config.limits).await {
                     Ok(store) => return (session, store),
                     Err(error) => error.to_string(),
@@ -218,4 +262,52 @@ async fn load(session: &Session, limits: Limits) -> Result<MemoryStore, SessionE
             .map_err(|_| SessionError::Malformed("revisions went back"))?;
     }
     Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that nobody follows yet, with a task in the place of following.
+    fn engine(following: impl Future<Output = Exchanged> + Send + 'static) -> EtcdEngine {
+        let config = EtcdConfig::new(ClientConfig::parse("endpoints:\n- http://127.0.0.1:1\n").unwrap());
+        let (report, status) = watch::channel(EtcdStatus::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(until_the_end(report.clone(), "the following of etcd", following));
+        EtcdEngine {
+            store: MemoryStore::new(StoreId(1), Limits::default()),
+            driver: DriverConfig {
+                client: config.client,
+                cluster_id: 1,
+                lease_ttl: config.lease_ttl,
+                told_within: config.told_within,
+                metrics: config.metrics,
+            },
+            limiter: Arc::new(limiter()),
+            desk: Desk::default(),
+            report,
+            status,
+            _tasks: tasks,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_end_like_an_exchange_and_the_first_one_counts() {
+        let panics = engine(async { panic!("on purpose") });
+        assert_eq!(panics.ended().await, EtcdEnd::Stopped("the following of etcd"));
+        let exchanged = Exchanged { was: 1, is: "2".into() };
+        until_the_end(panics.report.clone(), "the writing to etcd", async { exchanged.clone() }).await;
+        assert_eq!(panics.ended().await, EtcdEnd::Stopped("the following of etcd"));
+
+        let told = exchanged.to_string();
+        assert_eq!(engine(async { exchanged }).ended().await, EtcdEnd::Exchanged(told));
+    }
+
+    #[tokio::test]
+    async fn a_term_that_ends_in_order_is_no_end() {
+        let engine = engine(std::future::pending());
+        drop(engine.begin_term());
+        tokio::task::yield_now().await;
+        assert_eq!(engine.ended().now_or_never(), None);
+    }
 }

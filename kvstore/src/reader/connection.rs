@@ -17,6 +17,7 @@ use crate::{
     backoff::Backoff,
     client::{Change, ConnectError, Connected, Rounds, Session, SessionError, Span, WatchAnswer, connect},
     config::Renewal,
+    metrics::QuorumError,
 };
 
 /// The key that a live exporter writes every minute.
@@ -56,12 +57,18 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if !takes_over {
                     moved(&shared, Connection::Probing);
                 }
-                let session = Session::new(client, Arc::clone(&shared.limiter));
+                let session =
+                    Session::new(client, Arc::clone(&shared.limiter), shared.config.metrics.clone());
                 let began = Instant::now();
                 let end = use_session(&shared, &session, renewal, &mut rounds).await;
                 shared.usable.send_replace(None);
                 let error = match end {
-                    End::Failed(error) => error,
+                    End::Failed(error) => {
+                        if matches!(error, Failure::Silent(_)) {
+                            shared.config.metrics.quorum_error(QuorumError::NoEvent);
+                        }
+                        error
+                    }
                     End::Replaced(made) => {
                         tracing::info!(cluster = %shared.name,
                             "going over to a connection made with the new client certificate");

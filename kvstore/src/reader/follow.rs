@@ -4,8 +4,9 @@ use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::Utc;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TrySendError},
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
 
@@ -13,6 +14,7 @@ use super::{Section, SectionEvent, SectionPhase, SectionStatus, Shared, Usable, 
 use crate::{
     backoff::Backoff,
     client::{Change, Pair, Session, SessionError, Span, WatchAnswer},
+    metrics::{EventWaits, Scope},
 };
 
 /// Follows `section` until its consumer drops the receiver.
@@ -25,6 +27,7 @@ pub(super) async fn run(shared: Arc<Shared>, section: Section, events: mpsc::Sen
         events: &events,
         known: Known::default(),
         overflowed: false,
+        waits: shared.config.metrics.event_waits(Scope::of(&section.directory())),
     };
     let mut usable = shared.usable.subscribe();
     let consumer_left = events.closed();
@@ -59,6 +62,7 @@ struct Follower<'a> {
     known: Known,
     /// Keys were left out for want of room since the last list began.
     overflowed: bool,
+    waits: EventWaits,
 }
 
 /// Why following stopped.
@@ -219,7 +223,8 @@ impl Follower<'_> {
             return self.delete(key, mod_revision).await;
         }
         // Room first, then the record and the message together: nothing can come in between.
-        let room = self.events.reserve().await.map_err(|_| Stop::ConsumerLeft)?;
+        let waits = if held.is_some() { &self.waits.modify } else { &self.waits.create };
+        let room = room(self.events, waits).await?;
         self.known.told(key.clone(), &value);
         room.send(SectionEvent::Put { key, value, revision: mod_revision });
         Ok(())
@@ -236,7 +241,7 @@ impl Follower<'_> {
         if !self.known.contains(&key) {
             return Ok(());
         }
-        let room = self.events.reserve().await.map_err(|_| Stop::ConsumerLeft)?;
+        let room = room(self.events, &self.waits.delete).await?;
         self.known.forgotten(&key);
         room.send(SectionEvent::Delete { key, revision });
         Ok(())
@@ -278,6 +283,27 @@ impl Follower<'_> {
         self.shared.status.send_modify(|status| {
             change(status.sections.entry(self.name.to_owned()).or_insert_with(SectionStatus::new));
         });
+    }
+}
+
+/// Waits until the consumer has room for one more event, and notes how long that took: mostly not even long enough to look at
+/// a clock.
+async fn room<'a>(
+    events: &'a mpsc::Sender<SectionEvent>,
+    waits: &Histogram,
+) -> Result<mpsc::Permit<'a, SectionEvent>, Stop> {
+    match events.try_reserve() {
+        Ok(room) => {
+            waits.observe(0.0);
+            Ok(room)
+        }
+        Err(TrySendError::Closed(())) => Err(Stop::ConsumerLeft),
+        Err(TrySendError::Full(())) => {
+            let begun = Instant::now();
+            let room = events.reserve().await.map_err(|_| Stop::ConsumerLeft)?;
+            waits.observe(begun.elapsed().as_secs_f64());
+            Ok(room)
+        }
     }
 }
 

@@ -44,6 +44,7 @@ pub use self::status::{ClusterConfigState, Connection, ReaderStatus, SectionPhas
 use crate::client::{RateLimiter, Session};
 pub use crate::client::{RateLimits, Resolver};
 use crate::config::ClientConfig;
+use crate::metrics::{ClientMetrics, Limiter};
 pub use crate::section::Section;
 
 /// How a store is read.
@@ -71,6 +72,8 @@ pub struct ReaderConfig {
     pub channel_capacity: usize,
     /// What one section may hold.
     pub bounds: SectionBounds,
+    /// Where it is counted how the store answers. Readers may share them.
+    pub metrics: ClientMetrics,
 }
 
 impl ReaderConfig {
@@ -86,6 +89,7 @@ impl ReaderConfig {
             renew_within: Duration::from_secs(30),
             channel_capacity: 1024,
             bounds: SectionBounds::default(),
+            metrics: ClientMetrics::default(),
         }
     }
 }
@@ -222,6 +226,11 @@ impl Reader {
     /// What asks the store how far it is.
     pub fn probe(&self) -> Probe {
         Probe(Arc::clone(&self.shared))
+    }
+
+    /// What tells how the limits on what is asked of the store are used.
+    pub fn limiter(&self) -> Limiter {
+        Limiter(Arc::clone(&self.shared.limiter))
     }
 
     /// The present state, and every change of it.

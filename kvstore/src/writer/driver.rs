@@ -12,6 +12,7 @@ use crate::{
     client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
     memory::StoreId,
+    metrics::{Action, ClientMetrics, Scope},
 };
 
 /// Transactions that wait for their answer at the same time.
@@ -33,12 +34,16 @@ pub(crate) struct DriverConfig {
     /// Time in which a writer in whose place another writes should have been told to end. One that goes on after that is
     /// the right one.
     pub(crate) told_within: Duration,
+    pub(crate) metrics: ClientMetrics,
+}
+
+/// The limits that are kept towards etcd.
+pub(crate) fn limiter() -> RateLimiter {
+    RateLimiter::new(RateLimits { qps: 10_000, bootstrap_qps: 10_000, max_in_flight: 64 })
 }
 
 /// Works the queue off for as long as the etcd cluster is the right one; returns when it is another.
-pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
-    let limits = RateLimits { qps: 10_000, bootstrap_qps: 10_000, max_in_flight: 64 };
-    let limiter = Arc::new(RateLimiter::new(limits));
+pub(crate) async fn drive(queue: &Queue, config: &DriverConfig, limiter: &Arc<RateLimiter>) -> Exchanged {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut rounds = Rounds::default();
     let mut turn = Turn { mark: format!("{:016x}", StoreId::random().0), taken: false };
@@ -46,7 +51,7 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig) -> Exchanged {
         let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
             Ok(connected) => {
-                let session = Session::new(connected.client, Arc::clone(&limiter));
+                let session = Session::new(connected.client, Arc::clone(limiter), config.metrics.clone());
                 let failure = tokio::select! {
                     failure = write(queue, &session, config, &mut turn, &mut backoff) => failure,
                     failure = keep_alive(queue, &session, config.lease_ttl) => failure,
@@ -103,8 +108,8 @@ struct Turn {
 impl Turn {
     async fn take(&mut self, session: &Session) -> Result<(), SessionError> {
         if !self.taken {
-            transaction(session.clone(), Txn::new().and_then([TxnOp::put(TURN, self.mark.as_str(), None)]))
-                .await?;
+            let take = Txn::new().and_then([TxnOp::put(TURN, self.mark.as_str(), None)]);
+            transaction(session, take).await.0?;
             self.taken = true;
         }
         Ok(())
@@ -162,9 +167,17 @@ async fn write(
                     }
                 }
                 Work::Batch(batch) => {
-                    let transaction = transaction(session.clone(), txn(&batch, turn.own()));
+                    let (txn, kinds) = (txn(&batch, turn.own()), kinds(&batch));
                     batches.flying.insert(next, batch);
-                    flying.push(async move { (next, transaction.await) });
+                    flying.push(async move {
+                        let (result, took) = transaction(session, txn).await;
+                        // Each key took as long as the transaction that it was in.
+                        for ((scope, action), keys) in kinds {
+                            let written = matches!(result, Ok(Some(_)));
+                            config.metrics.operation(scope, action, keys, took, written);
+                        }
+                        (next, result)
+                    });
                     next += 1;
                 }
             }
@@ -249,18 +262,31 @@ fn txn(batch: &[Write], own_turn: Compare) -> Txn {
     Txn::new().when([own_turn]).and_then(ops)
 }
 
-/// The revision that it made; none if what it depends on does not hold.
-async fn transaction(session: Session, txn: Txn) -> Result<Option<i64>, SessionError> {
+/// How many keys of which kind a batch changes.
+fn kinds(batch: &[Write]) -> HashMap<(Scope, Action), usize> {
+    let mut kinds = HashMap::new();
+    for write in batch {
+        let action = if write.value.is_some() { Action::Update } else { Action::Delete };
+        *kinds.entry((Scope::of(&write.key), action)).or_default() += 1;
+    }
+    kinds
+}
+
+/// The revision that it made, none if what it depends on does not hold; and how long the answer took.
+async fn transaction(session: &Session, txn: Txn) -> (Result<Option<i64>, SessionError>, Duration) {
     let mut kv = session.client().kv_client();
-    let response = session.call(kv.txn(txn)).await?;
-    let revision = session.check(response.header())?;
-    Ok(response.succeeded().then_some(revision))
+    let (response, took) = session.call(kv.txn(txn)).await;
+    let revision = response.and_then(|response| {
+        let revision = session.check(response.header())?;
+        Ok(response.succeeded().then_some(revision))
+    });
+    (revision, took)
 }
 
 async fn grant(queue: &Queue, session: &Session, ttl: Duration) -> Result<(), SessionError> {
     let mut leases = session.client().lease_client();
     let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-    let lease = session.call(leases.grant(seconds, None)).await?;
+    let lease = session.call(leases.grant(seconds, None)).await.0?;
     session.check(lease.header())?;
     queue.add_lease(lease.id());
     Ok(())
@@ -299,7 +325,7 @@ async fn renew(queue: &Queue, session: &Session, lease: i64) -> Result<(), Sessi
             Err(error) => Err(error),
         }
     };
-    if !session.call(renewal).await? {
+    if !session.call(renewal).await.0? {
         tracing::warn!(lease = format!("{lease:x}"), "a lease is gone; its keys are written again");
         queue.lease_lost(lease);
     }

@@ -4,6 +4,7 @@
 //! engine it joins a queue in which each key stands at most once, with its latest value, and which is worked off in
 //! transactions (see `queue` and `driver`). A value that the key already has is not written again.
 
+mod backlog;
 mod driver;
 mod keep;
 mod queue;
@@ -14,14 +15,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
+pub use self::backlog::Backlog;
 pub use self::driver::Exchanged;
 pub(crate) use self::{
-    driver::{DriverConfig, drive},
+    driver::{DriverConfig, drive, limiter},
     queue::Queue,
 };
 pub use self::{keep::Kept, section::SectionWriter};
 use crate::{
+    client::RateLimiter,
     memory::{KeyRange, MemoryStore, RangeRequest},
+    metrics::Limiter,
     section::Section,
 };
 
@@ -38,13 +42,13 @@ pub struct Writer {
 #[derive(Clone, Debug)]
 enum Engine {
     Memory,
-    Etcd(Arc<Queue>),
+    Etcd { queue: Arc<Queue>, limiter: Arc<RateLimiter> },
 }
 
 /// How a writer gets on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct WriterStatus {
-    /// Keys that wait to be written or are being written. Always 0 on the memory engine.
+    /// Changes that wait to be written or are being written. Always 0 on the memory engine.
     pub pending: usize,
     /// Keys that the store refuses for what they are, such as a value that is too large. Each stands as it was before.
     pub rejected: usize,
@@ -62,9 +66,9 @@ impl Writer {
         Self { store, engine: Engine::Memory }
     }
 
-    /// Writes to etcd through `queue`; `store` follows etcd.
-    pub(crate) fn etcd(store: MemoryStore, queue: Arc<Queue>) -> Self {
-        Self { store, engine: Engine::Etcd(queue) }
+    /// Writes to etcd through `queue`, within the limits of `limiter`; `store` follows etcd.
+    pub(crate) fn etcd(store: MemoryStore, queue: Arc<Queue>, limiter: Arc<RateLimiter>) -> Self {
+        Self { store, engine: Engine::Etcd { queue, limiter } }
     }
 
     /// The key shall have this value. Never waits.
@@ -76,7 +80,7 @@ impl Writer {
                     self.store.put(key, value);
                 }
             }
-            Engine::Etcd(queue) => queue.set(key, Some(value)),
+            Engine::Etcd { queue, .. } => queue.set(key, Some(value)),
         }
     }
 
@@ -86,13 +90,13 @@ impl Writer {
             Engine::Memory => {
                 self.store.delete(key);
             }
-            Engine::Etcd(queue) => queue.set(key.into(), None),
+            Engine::Etcd { queue, .. } => queue.set(key.into(), None),
         }
     }
 
     /// Writes the key again if the store holds anything but what this writer wants it to hold.
     fn reassert(&self, key: &Bytes, value: &Bytes) {
-        if let Engine::Etcd(queue) = &self.engine {
+        if let Engine::Etcd { queue, .. } = &self.engine {
             queue.set(key.clone(), Some(value.clone()));
             if self.store.get(key).is_none_or(|kv| kv.value != *value) {
                 queue.again(key);
@@ -107,7 +111,7 @@ impl Writer {
     pub async fn flush(&self) {
         match &self.engine {
             Engine::Memory => {}
-            Engine::Etcd(queue) => queue.flush().await,
+            Engine::Etcd { queue, .. } => queue.flush().await,
         }
     }
 
@@ -121,7 +125,23 @@ impl Writer {
     pub fn status(&self) -> WriterStatus {
         match &self.engine {
             Engine::Memory => WriterStatus::default(),
-            Engine::Etcd(queue) => queue.status(),
+            Engine::Etcd { queue, .. } => queue.status(),
+        }
+    }
+
+    /// What is to be written yet, by what it is about. Nothing on the memory engine.
+    pub fn backlogs(&self) -> Vec<Backlog> {
+        match &self.engine {
+            Engine::Memory => Vec::new(),
+            Engine::Etcd { queue, .. } => queue.backlogs(),
+        }
+    }
+
+    /// What tells how the limits on what is asked of the store are used; none on the memory engine, which has no limits.
+    pub fn limiter(&self) -> Option<Limiter> {
+        match &self.engine {
+            Engine::Memory => None,
+            Engine::Etcd { limiter, .. } => Some(Limiter(Arc::clone(limiter))),
         }
     }
 

@@ -19,7 +19,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, futures::Notified, watch};
 
-use super::WriterStatus;
+use super::{
+    WriterStatus,
+    backlog::{Backlog, Backlogs},
+};
 
 /// Keys per lease: one lease on everything makes etcd collapse.
 pub(crate) const KEYS_PER_LEASE: usize = 1_000;
@@ -51,6 +54,7 @@ struct State {
     suspects: HashSet<i64>,
     /// The numbers of the changes that are not in etcd yet.
     open: BTreeSet<u64>,
+    backlogs: Backlogs,
     next_number: u64,
     rejected: usize,
     failures: u64,
@@ -120,6 +124,7 @@ impl Queue {
                 state.rejected -= 1;
             }
         } else {
+            state.backlogs.known(&key);
             state.keys.insert(
                 key.clone(),
                 Entry {
@@ -256,12 +261,12 @@ impl Queue {
             let outdated = match entry.phase {
                 Phase::InFlight { number } => {
                     entry.phase = Phase::Settled;
-                    state.open.remove(&number);
+                    state.close(&write.key, number);
                     false
                 }
                 Phase::Outdated { number, newer } => {
                     entry.phase = Phase::Waiting { number: newer };
-                    state.open.remove(&number);
+                    state.close(&write.key, number);
                     true
                 }
                 Phase::Settled | Phase::Waiting { .. } => continue,
@@ -271,6 +276,7 @@ impl Queue {
             } else if write.value.is_none() {
                 state.free_lease(&write.key);
                 state.keys.remove(&write.key);
+                state.backlogs.forgotten(&write.key);
             }
         }
         self.settle(state);
@@ -290,10 +296,11 @@ impl Queue {
                 Phase::InFlight { number } => entry.phase = Phase::Waiting { number },
                 Phase::Outdated { number, newer } => {
                     entry.phase = Phase::Waiting { number };
-                    state.open.remove(&newer);
+                    state.close(&write.key, newer);
                 }
                 Phase::Settled | Phase::Waiting { .. } => continue,
             }
+            state.backlogs.failed(&write.key);
             // What may be refused for ever does not stand in everybody's way.
             if alone {
                 state.line.push_back(write.key.clone());
@@ -316,15 +323,16 @@ impl Queue {
                 entry.phase = Phase::Settled;
                 entry.rejected = true;
                 state.rejected += 1;
-                state.open.remove(&number);
+                state.close(&write.key, number);
             }
             Phase::Outdated { number, newer } => {
                 entry.phase = Phase::Waiting { number: newer };
-                state.open.remove(&number);
+                state.close(&write.key, number);
                 state.line.push_back(write.key.clone());
             }
             Phase::Settled | Phase::Waiting { .. } => {}
         }
+        state.backlogs.failed(&write.key);
         self.settle(state);
     }
 
@@ -367,6 +375,11 @@ impl Queue {
         }
     }
 
+    /// What there is to do, by what it is about.
+    pub(crate) fn backlogs(&self) -> Vec<Backlog> {
+        self.state().backlogs.all()
+    }
+
     /// Something failed that concerns no batch.
     pub(crate) fn trouble(&self, error: String) {
         let mut state = self.state();
@@ -393,15 +406,27 @@ impl State {
             Phase::Waiting { .. } | Phase::Outdated { .. } => {}
             Phase::Settled => {
                 entry.phase = Phase::Waiting { number: self.next_number };
-                self.open.insert(self.next_number);
-                self.next_number += 1;
+                self.open(key);
                 self.line.push_back(key.clone());
             }
             Phase::InFlight { number } => {
                 entry.phase = Phase::Outdated { number, newer: self.next_number };
-                self.open.insert(self.next_number);
-                self.next_number += 1;
+                self.open(key);
             }
+        }
+    }
+
+    /// The next number is given to a change of this key.
+    fn open(&mut self, key: &Bytes) {
+        self.open.insert(self.next_number);
+        self.next_number += 1;
+        self.backlogs.opened(key);
+    }
+
+    /// The change with this number, of this key, is in etcd or will not be made.
+    fn close(&mut self, key: &Bytes, number: u64) {
+        if self.open.remove(&number) {
+            self.backlogs.closed(key);
         }
     }
 

@@ -1,7 +1,9 @@
 //! The store that follows a real etcd.
 
+use std::time::Duration;
+
 use isthmus_kvstore::{
-    etcd::{EtcdConfig, EtcdEngine},
+    etcd::{EtcdConfig, EtcdEnd, EtcdEngine},
     memory::{KeyRange, MemoryStore, RangeRequest, WatchRequest},
 };
 
@@ -115,7 +117,8 @@ async fn an_exchanged_etcd_is_neither_followed_nor_written() {
     term.writer().flush().await;
     let second = Etcd::start_like(&first).await;
     proxy.lead_to(second.port);
-    let why = tokio::time::timeout(wait::DEADLINE, engine.exchanged()).await.unwrap();
+    let end = tokio::time::timeout(wait::DEADLINE, engine.ended()).await.unwrap();
+    let EtcdEnd::Exchanged(why) = end else { panic!("{end:?}") };
     assert!(why.contains("exchanged") && why.contains("Restart"), "{why}");
     term.writer().put("b", "1");
     assert_eq!(
@@ -132,4 +135,15 @@ async fn an_exchanged_etcd_is_neither_followed_nor_written() {
             .kvs()
             .is_empty()
     );
+}
+
+/// Nobody can renew leases every zero seconds: a writer that is told to panics, for whatever else may be wrong in it.
+#[tokio::test]
+async fn a_writer_that_panics_is_not_silent() {
+    let etcd = Etcd::start().await;
+    let config = EtcdConfig { lease_ttl: Duration::ZERO, ..EtcdConfig::new(etcd.config()) };
+    let engine = EtcdEngine::start(config).await;
+    let _term = engine.begin_term();
+    let end = tokio::time::timeout(wait::DEADLINE, engine.ended()).await.unwrap();
+    assert_eq!(end, EtcdEnd::Stopped("the writing to etcd"));
 }

@@ -10,5 +10,6 @@ mod proxy;
 mod reader;
 mod replicas;
 mod side;
+mod told;
 mod wait;
 mod writer;

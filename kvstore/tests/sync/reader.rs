@@ -9,10 +9,13 @@ use isthmus_kvstore::{
     reader::{ClusterConfigState, Connection, Reader, ReaderConfig, SectionPhase},
 };
 
+use prometheus_client::registry::Registry;
+
 use crate::{
     pki::Pki,
     proxy::Proxy,
     side::{Engine, Side, on_both_engines},
+    told::{metric, told},
     wait::{self, Consumer, until_status},
 };
 
@@ -180,11 +183,30 @@ async fn a_silent_heartbeat_tears_the_connection_down(engine: Engine) {
     export(&side, &[("n1", "1")]).await;
     let config =
         ReaderConfig { heartbeat_timeout: Duration::from_secs(1), ..ReaderConfig::new(side.config()) };
+    let mut registry = Registry::with_prefix("cilium");
+    config.metrics.register_calls(&mut registry);
+    config.metrics.register_events(&mut registry);
     let reader = spawn(config);
     let mut consumer = Consumer::new(reader.follow(nodes()));
     let status = until_status(&reader, "torn down", |status| status.failures >= 2).await;
     assert!(status.last_error.unwrap().contains("cilium/.heartbeat"));
     consumer.until_synced().await;
+    let at_least = |series: &str, least| {
+        let (value, text) = (metric(&registry, series), told(&registry));
+        assert!(value >= Some(least), "{series} {value:?}\n{text}");
+    };
+    at_least(r#"cilium_kvstore_quorum_errors_total{error="no event received"}"#, 2.0);
+    at_least(
+        r#"cilium_kvstore_operations_duration_seconds_count{scope="nodes/v1",kind="read",action="ListPrefix",outcome="success"}"#,
+        1.0,
+    );
+    at_least(
+        r#"cilium_kvstore_operations_duration_seconds_count{scope="cilium/clust",kind="read",action="Get",outcome="success"}"#,
+        1.0,
+    );
+    at_least(r#"cilium_kvstore_events_queue_seconds_count{scope="nodes/v1",action="create"}"#, 1.0);
+    let limits = reader.limiter().status();
+    assert!(limits.succeeded >= 4 && limits.mean_processing > Duration::ZERO, "{limits:?}");
     assert!(consumer.deleted.is_empty());
 
     // With a heartbeat it holds.

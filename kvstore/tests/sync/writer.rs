@@ -12,7 +12,14 @@ use isthmus_kvstore::{
     writer::Writer,
 };
 
-use crate::{etcd::Etcd, proxy::Proxy, wait};
+use prometheus_client::registry::Registry;
+
+use crate::{
+    etcd::Etcd,
+    proxy::Proxy,
+    told::{metric, told},
+    wait,
+};
 
 const PREFIX: &str = "cilium/state/nodes/v1/alpha";
 const CANARY: &str = "cilium/synced/alpha/cilium/state/nodes/v1";
@@ -98,9 +105,23 @@ async fn a_section_is_complete_before_its_canary_in_memory() {
 #[tokio::test]
 async fn a_section_is_complete_before_its_canary_in_etcd() {
     let etcd = Etcd::start().await;
-    let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let config = EtcdConfig::new(etcd.config());
+    let mut registry = Registry::with_prefix("cilium");
+    config.metrics.register_calls(&mut registry);
+    let engine = EtcdEngine::start(config).await;
     let term = engine.begin_term();
     a_section_is_complete_before_its_canary(term.writer(), engine.store()).await;
+
+    // Each key counts, in however many transactions they were written.
+    let written = |kind, action| {
+        let labels = format!(r#"scope="nodes/v1",kind="{kind}",action="{action}",outcome="success""#);
+        metric(&registry, &format!("cilium_kvstore_operations_duration_seconds_count{{{labels}}}"))
+    };
+    assert!(written("set", "Update") >= Some(502.0), "{}", told(&registry));
+    assert!(written("delete", "Delete") >= Some(501.0), "{}", told(&registry));
+    let limits = term.writer().limiter().unwrap().status();
+    assert!(limits.succeeded >= 10 && limits.failed == 0, "{limits:?}");
+    assert!(engine.limiter().status().succeeded >= 1);
 }
 
 #[tokio::test]

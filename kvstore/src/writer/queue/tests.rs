@@ -127,6 +127,48 @@ fn what_is_refused_goes_alone_and_behind_the_others() {
     assert_eq!(batch(&queue).len(), 1);
 }
 
+#[test]
+fn the_backlog_is_told_by_cluster_and_part_and_goes_with_the_cluster() {
+    let queue = Queue::new();
+    put(&queue, "cilium/state/nodes/v1/alpha/n1", "1");
+    put(&queue, "cilium/cache/nodes/v1/beta/n1", "1");
+    put(&queue, "cilium/cache/nodes/v1/beta/n2", "1");
+    let told = || {
+        let mut told: Vec<_> = queue
+            .backlogs()
+            .into_iter()
+            .map(|of| (of.cluster.unwrap_or_default(), of.scope.as_str(), of.pending, of.failures))
+            .collect();
+        told.sort();
+        told
+    };
+    assert_eq!(told(), [(String::new(), "nodes/v1", 1, 0), ("beta".into(), "nodes/v1", 2, 0)]);
+    let first = batch(&queue);
+    put(&queue, "cilium/cache/nodes/v1/beta/n2", "2");
+    assert_eq!(told()[1].2, 3, "the newer change waits for the one under way");
+    queue.failed(&first, false, "lost".into());
+    assert_eq!(told(), [(String::new(), "nodes/v1", 1, 1), ("beta".into(), "nodes/v1", 2, 2)]);
+    let again = batch(&queue);
+    queue.done(&again, 2);
+    queue.set(bytes("cilium/state/nodes/v1/alpha/n1"), None);
+    for node in ["n1", "n2"] {
+        queue.set(bytes(&format!("cilium/cache/nodes/v1/beta/{node}")), None);
+    }
+    let last = batch(&queue);
+    queue.done(&last, 3);
+    assert_eq!(told(), [(String::new(), "nodes/v1", 0, 1)], "nothing is left of beta");
+}
+
+/// Few keys of few clusters.
+fn key_of(number: u8) -> Bytes {
+    bytes(&format!("cilium/cache/nodes/v1/cluster-{}/{number}", number % 3))
+}
+
+fn clusters_of<'k>(keys: impl IntoIterator<Item = &'k Bytes>) -> BTreeSet<String> {
+    let cluster = |key: &Bytes| String::from_utf8(crate::metrics::cluster_of(key)?.to_vec()).ok();
+    keys.into_iter().filter_map(cluster).collect()
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Put(u8, u8),
@@ -201,12 +243,12 @@ proptest! {
         for step in steps {
             match step {
                 Step::Put(key, value) => {
-                    wanted.insert(Bytes::from(vec![key]), Bytes::from(vec![value]));
-                    queue.set(Bytes::from(vec![key]), Some(Bytes::from(vec![value])));
+                    wanted.insert(key_of(key), Bytes::from(vec![value]));
+                    queue.set(key_of(key), Some(Bytes::from(vec![value])));
                 }
                 Step::Delete(key) => {
-                    wanted.remove(&Bytes::from(vec![key]));
-                    queue.set(Bytes::from(vec![key]), None);
+                    wanted.remove(&key_of(key));
+                    queue.set(key_of(key), None);
                 }
                 Step::Take => {
                     take(&mut flying, &mut alive);
@@ -223,6 +265,8 @@ proptest! {
                 }
                 Step::Done(_) | Step::Failed(..) | Step::LeaseLost(_) => {}
             }
+            let backlog: usize = queue.backlogs().iter().map(|of| of.pending).sum();
+            prop_assert_eq!(backlog, queue.status().pending);
         }
         let mut rounds = 0;
         while take(&mut flying, &mut alive) || !flying.is_empty() {
@@ -234,6 +278,8 @@ proptest! {
         }
         let held: HashMap<Bytes, Bytes> =
             etcd.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+        let told: BTreeSet<_> = queue.backlogs().into_iter().filter_map(|of| of.cluster).collect();
+        prop_assert_eq!(told, clusters_of(held.keys()));
         prop_assert_eq!(held, wanted);
         prop_assert!(etcd.values().all(|(_, lease)| alive.contains(lease)));
         prop_assert_eq!(queue.status().pending, 0);

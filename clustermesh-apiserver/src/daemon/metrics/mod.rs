@@ -1,22 +1,24 @@
 //! Metrics that are read off the state when they are asked for, so that nothing has to keep them up to date.
 
+mod out;
+mod sync;
+
 use std::fmt;
 use std::sync::Arc;
 
 use isthmus_crds::names::LEASE;
+use isthmus_kvstore::metrics::{Limiter, LimiterStatus, tell_limiters};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Unit;
 
+use self::out::Out;
 use super::view::{Running, View, Writing};
-use crate::relay::Relay;
+use crate::relay::{PeerSync, Relay};
 use crate::status::PeerStatus;
 
 /// Cilium's name of its apiserver's metrics.
-const APISERVER: &str = "cilium_clustermesh_apiserver";
+pub(super) const APISERVER: &str = "cilium_clustermesh_apiserver";
 /// Cilium's name of its relay's metrics.
 const KVSTOREMESH: &str = "cilium_kvstoremesh";
 
@@ -26,32 +28,54 @@ pub(super) struct StateMetrics(pub(super) Arc<View>);
 
 impl Collector for StateMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let view = &self.0;
         let mut out = Out(&mut encoder);
-        out.gauges(
-            &format!("{APISERVER}_version"),
-            "The program's version",
-            [([("version", env!("CARGO_PKG_VERSION"))], 1.0)],
-        )?;
-        if let Some(seconds) = self.0.bootstrap_seconds() {
-            out.gauge(
-                &format!("{APISERVER}_bootstrap_seconds"),
-                "Seconds from the start until it was ready for the first time",
-                seconds,
-            )?;
+        start(&mut out, view)?;
+        leader(&mut out, view)?;
+        certificates(&mut out, view)?;
+        if let Some(running) = view.running() {
+            store(&mut out, running)?;
         }
-        leader(&mut out, &self.0)?;
-        certificates(&mut out, &self.0)?;
-        let Some(running) = self.0.running() else { return Ok(()) };
-        store(&mut out, running)?;
-        // Who stands by writes nothing.
-        let Some(writing) = self.0.writing() else { return Ok(()) };
-        writer(&mut out, &writing, self.0.cluster.as_str())?;
-        exporter(&mut out, &writing, self.0.cluster.as_str())?;
-        peers(&mut out, &writing.relay)
+        // Who stands by writes nothing, and has no peers.
+        let writing = view.writing();
+        let writing = writing.as_deref();
+        let peers = writing.map(|writing| writing.relay.sync()).unwrap_or_default();
+        if let Some(writing) = writing {
+            sync::tell(&mut out, writing, view.cluster.as_str(), &peers)?;
+            mirrored(&mut out, &writing.relay)?;
+        }
+        limiters(&mut out, view.running(), writing, &peers)
     }
 }
 
+fn start(out: &mut Out<'_, '_>, view: &View) -> fmt::Result {
+    for (namespace, help, seconds) in [
+        (
+            APISERVER,
+            "Seconds from the start until everything there was had been exported",
+            view.exported_after(),
+        ),
+        (
+            KVSTOREMESH,
+            "Seconds from the start until every peer in reach had been mirrored",
+            view.mirrored_after(),
+        ),
+    ] {
+        let version = [("version", env!("CARGO_PKG_VERSION")), ("arch", isthmus_daemon::ARCH)];
+        out.gauges(&format!("{namespace}_version"), "The program's version", [(version, 1.0)])?;
+        if let Some(seconds) = seconds {
+            out.gauge(&format!("{namespace}_bootstrap_seconds"), help, seconds.as_secs_f64())?;
+        }
+    }
+    Ok(())
+}
+
 fn leader(out: &mut Out<'_, '_>, view: &View) -> fmt::Result {
+    out.gauges(
+        &format!("{KVSTOREMESH}_leader_election_master_status"),
+        "1 while this replica mirrors the peers, 0 while another one does for it",
+        [([("name", "kvstoremesh")], f64::from(u8::from(view.writing().is_some())))],
+    )?;
     let Some(role) = view.role() else { return Ok(()) };
     out.gauges(
         &format!("{APISERVER}_leader_election_master_status"),
@@ -103,47 +127,7 @@ fn store(out: &mut Out<'_, '_>, running: &Running) -> fmt::Result {
     Ok(())
 }
 
-fn writer(out: &mut Out<'_, '_>, writing: &Writing, cluster: &str) -> fmt::Result {
-    let status = writing.writer.status();
-    out.gauges(
-        &format!("{APISERVER}_kvstore_sync_queue_size"),
-        "Keys that wait to be written",
-        [([("scope", "all"), ("source_cluster", cluster)], status.pending as f64)],
-    )?;
-    out.counter(
-        &format!("{APISERVER}_kvstore_sync_errors"),
-        "Writes that failed and were made again",
-        status.failures,
-    )?;
-    out.gauge(
-        "isthmus_writer_rejected_keys",
-        "Keys that etcd refuses for what they are, such as a value that is too large",
-        status.rejected as f64,
-    )
-}
-
-fn exporter(out: &mut Out<'_, '_>, writing: &Writing, cluster: &str) -> fmt::Result {
-    let status = writing.exporter.status.borrow();
-    let sections: Vec<_> = status
-        .sections
-        .iter()
-        .map(|(prefix, complete)| (scope(prefix), f64::from(u8::from(*complete))))
-        .collect();
-    out.gauges(
-        &format!("{APISERVER}_kvstore_initial_sync_completed"),
-        "1 once everything there was at the start is written",
-        sections.iter().map(|(scope, complete)| {
-            ([("scope", scope.as_str()), ("source_cluster", cluster), ("action", "write")], *complete)
-        }),
-    )
-}
-
-/// Cilium's name of a prefix in labels: `nodes/v1` of `cilium/state/nodes/v1`.
-fn scope(prefix: &str) -> String {
-    prefix.strip_prefix("cilium/state/").unwrap_or(prefix).to_owned()
-}
-
-fn peers(out: &mut Out<'_, '_>, relay: &Relay) -> fmt::Result {
+fn mirrored(out: &mut Out<'_, '_>, relay: &Relay) -> fmt::Result {
     let peers = relay.peers();
     let each = |value: fn(&PeerStatus) -> f64| {
         peers.iter().map(move |peer| ([("target_cluster", peer.name.as_str())], value(peer)))
@@ -171,35 +155,24 @@ fn peers(out: &mut Out<'_, '_>, relay: &Relay) -> fmt::Result {
     )
 }
 
-/// Writes metrics one by one.
-struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
-
-impl Out<'_, '_> {
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        ConstGauge::new(value).encode(metric)
-    }
-
-    fn gauge_of(&mut self, name: &str, help: &str, unit: Unit, value: f64) -> fmt::Result {
-        let metric = self.0.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
-        ConstGauge::new(value).encode(metric)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        let metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(metric)
-    }
-
-    fn gauges<'l, const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        values: impl IntoIterator<Item = ([(&'l str, &'l str); N], f64)>,
-    ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
-        }
-        Ok(())
-    }
+fn limiters(
+    out: &mut Out<'_, '_>,
+    running: Option<&Running>,
+    writing: Option<&Writing>,
+    peers: &[PeerSync],
+) -> fmt::Result {
+    let named = |name: &str, limiter: &Limiter| (name.to_owned(), limiter.status());
+    let following = running.and_then(|running| running.limiter.as_ref());
+    let writer = writing.and_then(|writing| writing.writer.limiter());
+    let own: Vec<(String, LimiterStatus)> = writer
+        .iter()
+        .map(|limiter| named("etcd", limiter))
+        .chain(following.map(|limiter| named("etcd-follow", limiter)))
+        .collect();
+    tell_limiters(out.0, APISERVER, &own)?;
+    let theirs: Vec<(String, LimiterStatus)> = peers
+        .iter()
+        .filter_map(|peer| Some(named(&format!("etcd-{}", peer.name), peer.limiter.as_ref()?)))
+        .collect();
+    tell_limiters(out.0, KVSTOREMESH, &theirs)
 }
