@@ -14,7 +14,7 @@ pub struct Choice<'a> {
     pub backend: &'a Backend,
 }
 
-/// The backend `id`, if it is still the one that had this fingerprint.
+/// The backend `id`, if it is still the one that had this fingerprint. It may be one that serves only what is open.
 #[inline(always)]
 pub fn alive<'a>(id: u32, fingerprint: u32) -> Option<Choice<'a>> {
     let backend = BACKENDS.get(id)?;
@@ -36,9 +36,12 @@ pub fn choose<'a>(service: &Service, client: &Addr) -> Option<Choice<'a>> {
         let entry = unsafe { &mut *entry };
         let idle = idle(now, entry.last_used) as u64;
         if idle <= affinity as u64 * jiffies_per_second() as u64 {
-            if let Some(choice) = alive(entry.backend, entry.fingerprint) {
-                entry.last_used = now;
-                return Some(choice);
+            match alive(entry.backend, entry.fingerprint) {
+                Some(choice) if choice.backend.takes_new() => {
+                    entry.last_used = now;
+                    return Some(choice);
+                }
+                _ => {}
             }
         }
     }

@@ -5,7 +5,8 @@
 //! has implicit padding: hash maps compare keys byte by byte, and the verifier refuses uninitialised bytes.
 //!
 //! Changing a layout or the meaning of a field needs a new [`VERSION`]: it is part of the pin path, so that an
-//! agent never takes over maps that it would misread.
+//! agent never takes over maps that it would misread. A bit in what was zero needs none, where zero goes on meaning what it
+//! meant and programs of an earlier build may pass over the bit: with a new version every open flow would be forgotten.
 #![no_std]
 
 mod addr;
@@ -34,7 +35,7 @@ pub use policy::{
     Direction, PolicyCtEntry, PolicyCtKey, PolicyEntry, PolicyKey, policy_ct_flags, policy_flags,
     reserved_identity, reserved_rule,
 };
-pub use service::{Backend, Service, ServiceKey, Slot, SlotKey};
+pub use service::{Backend, Service, ServiceKey, Slot, SlotKey, backend_flags};
 
 /// Version of the layouts in this crate and of what their fields mean.
 pub const VERSION: u32 = 2;

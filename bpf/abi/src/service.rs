@@ -70,6 +70,12 @@ pub struct Slot {
     pub fingerprint: u32,
 }
 
+/// Bits of [`Backend::flags`].
+pub mod backend_flags {
+    /// Serves the connections that it has, and takes no new ones: no slot leads to it.
+    pub const OPEN_ONLY: u8 = 1;
+}
+
 /// A backend of one frontend. The same pod behind two frontends has two of these.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,8 +88,10 @@ pub struct Backend {
     pub cluster: u16,
     /// IP protocol number.
     pub protocol: u8,
+    /// [`backend_flags`].
+    pub flags: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
     /// [`Service::id`] of the frontend; zero in an unused record.
     pub service: u32,
     /// Hash of service, address, port and protocol; never zero in a used record. Connections remember it beside the
@@ -98,7 +106,8 @@ impl Backend {
         port_be: 0,
         cluster: 0,
         protocol: 0,
-        pad: [0; 3],
+        flags: 0,
+        pad: [0; 2],
         service: 0,
         fingerprint: 0,
     };
@@ -109,7 +118,17 @@ impl Backend {
         let port_be = port.to_be();
         let protocol = protocol as u8;
         let fingerprint = fingerprint(service, &addr, port_be, protocol);
-        Self { addr, port_be, cluster, protocol, pad: [0; 3], service, fingerprint }
+        Self { addr, port_be, cluster, protocol, flags: 0, pad: [0; 2], service, fingerprint }
+    }
+
+    /// The same backend as one that takes nothing new.
+    pub const fn open_only(self) -> Self {
+        Self { flags: self.flags | backend_flags::OPEN_ONLY, ..self }
+    }
+
+    /// Whether new connections may go there.
+    pub const fn takes_new(&self) -> bool {
+        self.flags & backend_flags::OPEN_ONLY == 0
     }
 
     /// Target port in host byte order.
@@ -134,7 +153,8 @@ impl fmt::Debug for Backend {
             return f.write_str("unused");
         }
         write_endpoint(f, self.addr, self.port_be, self.protocol)?;
-        write!(f, " of service {} in cluster {}", self.service, self.cluster)
+        write!(f, " of service {} in cluster {}", self.service, self.cluster)?;
+        if self.takes_new() { Ok(()) } else { f.write_str(", for open connections only") }
     }
 }
 
@@ -177,6 +197,7 @@ mod tests {
         assert_ne!(one.fingerprint, Backend::new(1, POD, 81, Protocol::Tcp, 0).fingerprint);
         assert_ne!(one.fingerprint, Backend::new(1, POD, 80, Protocol::Udp, 0).fingerprint);
         assert_eq!(one.fingerprint, Backend::new(1, POD, 80, Protocol::Tcp, 9).fingerprint);
+        assert_eq!(one.fingerprint, one.open_only().fingerprint);
     }
 
     #[test]

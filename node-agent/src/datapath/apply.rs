@@ -53,7 +53,7 @@ fn apply_phase(maps: &Maps, ops: &[MapOp], phase: &[usize]) -> Vec<Result<(), Op
                 .unzip();
             maps.ipcache.put(&keys, &values)
         }
-        Phase::PutBackend => {
+        Phase::PutBackend | Phase::RetireBackend => {
             let (keys, values): (Vec<_>, Vec<_>) = ops
                 .filter_map(|op| match *op {
                     MapOp::PutBackend { id, backend } => Some((id, backend)),

@@ -11,11 +11,12 @@
 //! | 3 | [`MapOp::PutService`] | grown: all slots below the count are filled. Shrunk: the last slot, moved into the gap in phase 2, is still there for who read the old count |
 //! | 4 | [`MapOp::DeleteService`] | from here on nobody finds the service |
 //! | 5 | [`MapOp::DeleteSlot`] | nobody reads beyond the new count |
-//! | 6 | [`MapOp::DeleteBackend`] | no slot points to it; connections that stuck to it choose anew |
+//! | 6 | [`MapOp::PutBackend`] of one that [takes nothing new](Backend::takes_new) | no slot points to it; what is open goes on |
+//! | 7 | [`MapOp::DeleteBackend`] | no slot points to it; connections that stuck to it choose anew |
 //!
 //! So one endpoint more is `PutBackend, PutSlot(count), PutService(count + 1)`; one less is `PutSlot(gap, last),
 //! PutService(count - 1), DeleteSlot(last), DeleteBackend`; one exchanged for another is `PutBackend, PutSlot,
-//! DeleteBackend`. ipcache entries go before everything, so that a new backend's identity is known before the
+//! DeleteBackend`. A backend that is to serve only what is open has `PutBackend` in place of `DeleteBackend`. ipcache entries go before everything, so that a new backend's identity is known before the
 //! first packet to it, and are deleted after everything.
 //!
 //! What the planner owes:
@@ -36,7 +37,7 @@ use isthmus_bpf_abi::{Backend, IpcacheEntry, IpcacheKey, Service, ServiceKey, Sl
 /// One change of one map entry. Puts create or replace; deleting what is not there succeeds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapOp {
-    /// Fill a backend record.
+    /// Fill a backend record. One that takes nothing new has no slot.
     PutBackend {
         /// Index into the map of backends.
         id: u32,
@@ -92,7 +93,10 @@ pub enum MapOp {
 
 /// The phases of a list, in the order in which they are made. See the [module's documentation](self).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[expect(missing_docs, reason = "named like the operations of MapOp")]
+#[expect(
+    missing_docs,
+    reason = "named like the operations of MapOp, but for RetireBackend, which the table explains"
+)]
 pub enum Phase {
     PutIpcache,
     PutBackend,
@@ -100,19 +104,21 @@ pub enum Phase {
     PutService,
     DeleteService,
     DeleteSlot,
+    RetireBackend,
     DeleteBackend,
     DeleteIpcache,
 }
 
 impl Phase {
     /// All phases in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PutIpcache,
         Self::PutBackend,
         Self::PutSlot,
         Self::PutService,
         Self::DeleteService,
         Self::DeleteSlot,
+        Self::RetireBackend,
         Self::DeleteBackend,
         Self::DeleteIpcache,
     ];
@@ -135,7 +141,8 @@ impl MapOp {
     /// When it is made, relative to the others of its list.
     pub fn phase(&self) -> Phase {
         match self {
-            Self::PutBackend { .. } => Phase::PutBackend,
+            Self::PutBackend { backend, .. } if backend.takes_new() => Phase::PutBackend,
+            Self::PutBackend { .. } => Phase::RetireBackend,
             Self::PutSlot { .. } => Phase::PutSlot,
             Self::PutService { .. } => Phase::PutService,
             Self::DeleteService { .. } => Phase::DeleteService,

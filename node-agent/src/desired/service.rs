@@ -22,9 +22,11 @@ pub struct Rules<'a> {
 pub struct Frontend {
     /// Backends and the id of the cluster they run in (0 is the own one).
     pub backends: BTreeMap<SocketAddr, u16>,
+    /// Backends that take nothing new, and go on serving what is open. None of them is in `backends`.
+    pub open_only: BTreeMap<SocketAddr, u16>,
     /// `sessionAffinity: ClientIP` timeout in seconds; 0 is none.
     pub affinity_seconds: u32,
-    /// The service prefers a side that has no active backend: these are what is left.
+    /// The service prefers a side that has no active backend, or no backend is active at all: these are what is left.
     pub fallback: bool,
 }
 
@@ -42,10 +44,15 @@ pub fn frontends(service: &ServiceView<'_>, rules: Rules<'_>) -> BTreeMap<Servic
             let candidates = candidates(service, port, ip.is_ipv4(), rules);
             let frontend = all.entry(ServiceKey::new(*ip, port.number, port.protocol)).or_default();
             frontend.affinity_seconds = local.session_affinity_seconds.unwrap_or(0);
-            let (chosen, fallback) = choose(&candidates, local.affinity);
-            frontend.backends.extend(chosen);
-            frontend.fallback = fallback;
+            let choice = choose(&candidates, local.affinity);
+            frontend.backends.extend(choice.chosen);
+            frontend.open_only.extend(choice.rest);
+            frontend.fallback = choice.fallback;
         }
+    }
+    // Two ports of one number are one frontend.
+    for Frontend { backends, open_only, .. } in all.values_mut() {
+        open_only.retain(|addr, _| !backends.contains_key(addr));
     }
     all
 }
@@ -55,6 +62,8 @@ pub fn frontends(service: &ServiceView<'_>, rules: Rules<'_>) -> BTreeMap<Servic
 struct Candidate {
     condition: Condition,
     cluster: u16,
+    /// Not kept from anything new by `internalTrafficPolicy: Local`.
+    eligible: bool,
 }
 
 /// Every backend that serves the port. Of two statements about one address the own cluster's stands, then that of the
@@ -67,39 +76,44 @@ fn candidates(
 ) -> BTreeMap<SocketAddr, Candidate> {
     let local = service.local;
     let mut all = BTreeMap::new();
-    let mut add = |backend: &Backend, condition: Condition, cluster: u16| {
+    let mut add = |backend: &Backend, candidate: Candidate| {
         if backend.addr.is_ipv4() != ipv4 {
             return;
         }
         for target in backend.ports.iter().filter(|target| port.is_served_by(target)) {
-            all.entry(SocketAddr::new(backend.addr, target.number))
-                .or_insert(Candidate { condition, cluster });
+            all.entry(SocketAddr::new(backend.addr, target.number)).or_insert(candidate);
         }
     };
     for backend in &local.backends {
-        if !local.node_local || backend.node.as_deref() == Some(rules.node) {
-            add(backend, backend.condition, 0);
-        }
+        let eligible = !local.node_local || backend.node.as_deref() == Some(rules.node);
+        add(backend, Candidate { condition: backend.condition, cluster: 0, eligible });
     }
-    if !local.node_local {
-        for remote in &service.remotes {
-            for backend in remote.backends.iter().filter(|backend| may_be_remote(backend.addr)) {
-                // As good as terminating: what is open goes on, and nothing new comes while there are others.
-                let condition = if remote.draining { Condition::Terminating } else { backend.condition };
-                add(backend, condition, remote.cluster_id);
-            }
+    for remote in &service.remotes {
+        for backend in remote.backends.iter().filter(|backend| may_be_remote(backend.addr)) {
+            // As good as terminating: what is open goes on, and nothing new comes while there are others.
+            let condition = if remote.draining { Condition::Terminating } else { backend.condition };
+            let eligible = !local.node_local;
+            add(backend, Candidate { condition, cluster: remote.cluster_id, eligible });
         }
     }
     all
 }
 
-/// Affinity first, then: terminating backends only where no active one is left. Says also whether the preferred side
-/// had no active one.
-fn choose(
-    candidates: &BTreeMap<SocketAddr, Candidate>,
-    affinity: Affinity,
-) -> (BTreeMap<SocketAddr, u16>, bool) {
-    let any = |test: &dyn Fn(&Candidate) -> bool| candidates.values().any(test);
+/// Who gets new connections, and who keeps the old ones only.
+struct Choice {
+    chosen: BTreeMap<SocketAddr, u16>,
+    rest: BTreeMap<SocketAddr, u16>,
+    /// The preferred side had no active one, or there is none at all.
+    fallback: bool,
+}
+
+/// Affinity first, then: terminating backends only where no active one is left. All of it is about new connections. Whoever
+/// is not chosen still has the port, so that what is open there goes on, as it would with kube-proxy: the pod decides when
+/// it ends, and a preference that has changed ends nothing.
+fn choose(candidates: &BTreeMap<SocketAddr, Candidate>, affinity: Affinity) -> Choice {
+    let any = |test: &dyn Fn(&Candidate) -> bool| {
+        candidates.values().any(|candidate| candidate.eligible && test(candidate))
+    };
     let active = |candidate: &Candidate| candidate.condition == Condition::Active;
     let remote = |candidate: &Candidate| candidate.cluster != 0;
 
@@ -110,12 +124,14 @@ fn choose(
     };
     let allowed = |candidate: &Candidate| if remote(candidate) { use_remote } else { use_local };
     let any_active = any(&|candidate| allowed(candidate) && active(candidate));
-    let chosen = candidates
-        .iter()
-        .filter(|(_, candidate)| allowed(candidate) && (!any_active || active(candidate)))
-        .map(|(addr, candidate)| (*addr, candidate.cluster))
-        .collect();
-    (chosen, affinity != Affinity::None && use_local && use_remote)
+    let (mut chosen, mut rest) = (BTreeMap::new(), BTreeMap::new());
+    for (addr, candidate) in candidates {
+        let takes_new = candidate.eligible && allowed(candidate) && (!any_active || active(candidate));
+        let side = if takes_new { &mut chosen } else { &mut rest };
+        side.insert(*addr, candidate.cluster);
+    }
+    let fallback = !any_active || (affinity != Affinity::None && use_local && use_remote);
+    Choice { chosen, rest, fallback }
 }
 
 /// Whether a peer may name this address as a backend. What only this machine or this link can mean is no pod of a

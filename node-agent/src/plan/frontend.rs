@@ -42,6 +42,17 @@ impl Installed {
             .map(|(_, backend)| (endpoint(backend), backend.cluster))
     }
 
+    /// The backends that serve only what is open, with their cluster.
+    pub(super) fn open_only(&self) -> impl Iterator<Item = (SocketAddr, u16)> + '_ {
+        let open_only = self.backends.values().filter(|backend| !backend.takes_new());
+        open_only.map(|backend| (endpoint(backend), backend.cluster))
+    }
+
+    /// Their records.
+    pub(super) fn open_only_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.backends.iter().filter(|(_, backend)| !backend.takes_new()).map(|(id, _)| *id)
+    }
+
     /// Remembers that the operation was made.
     pub(super) fn made(&mut self, op: &MapOp) {
         match *op {
@@ -70,6 +81,9 @@ impl Installed {
 
     /// The operations that lead to `wanted`: as many as there are differences. Returns how many backends had to be left
     /// out since no id was free.
+    ///
+    /// A backend that takes nothing new loses its slot and keeps its record, since open flows know it by that. One that has
+    /// none has no open flows either, and gets none.
     pub(super) fn change(
         &self,
         key: ServiceKey,
@@ -83,8 +97,9 @@ impl Installed {
             let Some((id, backend)) = slot.as_ref().and_then(|slot| self.behind(slot)) else { continue };
             let Some(cluster) = missing.remove(&endpoint(backend)) else { continue };
             kept.insert(number, id);
-            if backend.cluster != cluster {
-                ops.push(MapOp::PutBackend { id, backend: Backend { cluster, ..*backend } });
+            let behind_a_slot = Backend { cluster, flags: 0, ..*backend };
+            if *backend != behind_a_slot {
+                ops.push(MapOp::PutBackend { id, backend: behind_a_slot });
             }
         }
 
@@ -122,13 +137,22 @@ impl Installed {
         self.delete_slots_from(count as usize, ops);
         if self.backends.len() > kept.len() {
             let used: HashSet<u32> = kept.values().copied().chain(added.iter().map(|(id, _)| *id)).collect();
-            let unused = self.backends.keys().filter(|id| !used.contains(id));
-            ops.extend(unused.map(|id| MapOp::DeleteBackend { id: *id, service: self.id }));
+            let unused = self.backends.iter().filter(|(id, _)| !used.contains(id));
+            ops.extend(unused.filter_map(|(id, backend)| self.without_slot(*id, backend, wanted)));
         }
         left_out
     }
 
-    /// Records that no slot uses although they are there, by address: what an interrupted change leaves.
+    /// What is to be done with a record that no slot uses any more.
+    fn without_slot(&self, id: u32, backend: &Backend, wanted: &Frontend) -> Option<MapOp> {
+        let Some(cluster) = wanted.open_only.get(&endpoint(backend)) else {
+            return Some(MapOp::DeleteBackend { id, service: self.id });
+        };
+        let open_only = Backend { cluster: *cluster, ..*backend }.open_only();
+        (*backend != open_only).then_some(MapOp::PutBackend { id, backend: open_only })
+    }
+
+    /// Records that no slot uses, by address: they serve what is open, or an interrupted change has left them.
     fn spare(&self, kept: &BTreeMap<u32, u32>) -> HashMap<SocketAddr, u32> {
         if self.backends.len() == kept.len() {
             return HashMap::new();

@@ -2,13 +2,15 @@
 //!
 //! The planner remembers what is in the maps; it learns it once from a dump and then from the results of what it
 //! asked for. One endpoint more or less is a constant number of operations however large the service, for a service's
-//! backends stand in dense slots: the last one moves into the gap.
+//! backends stand in dense slots: the last one moves into the gap. A backend that takes nothing new has a record without a
+//! slot, for as long as it may serve what is open.
 
 mod frontend;
 mod ids;
 pub mod model;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 
 use isthmus_bpf_abi::{Backend, IpcacheEntry, IpcacheKey, Service, ServiceKey, Slot, SlotKey};
 
@@ -155,8 +157,12 @@ impl Planner {
                 None => MapOp::DeleteIpcache { key: *key },
             });
         }
+        let mut left_out = 0;
         for (key, wanted) in &delta.frontends {
-            self.plan_frontend(*key, wanted.as_ref(), retention, &mut ops);
+            left_out += self.plan_frontend(*key, wanted.as_ref(), retention, &mut ops);
+        }
+        if left_out > 0 {
+            self.make_room(left_out, &mut ops);
         }
         ops
     }
@@ -209,7 +215,9 @@ impl Planner {
     pub fn knows_of_other_clusters(&self, mesh: &Mesh) -> bool {
         let unknown = |cluster: u16| mesh.cluster_name(cluster).is_none();
         self.ipcache.values().any(|entry| unknown(entry.cluster))
-            || self.frontends.values().any(|installed| installed.live().any(|(_, cluster)| unknown(cluster)))
+            || self.frontends.values().any(|installed| {
+                installed.live().chain(installed.open_only()).any(|(_, cluster)| unknown(cluster))
+            })
     }
 
     /// Number of entries: frontends, backends, addresses.
@@ -217,13 +225,14 @@ impl Planner {
         (self.frontends.len(), self.ids.in_use(), self.ipcache.len())
     }
 
+    /// Returns how many backends have to be left out since no id is free.
     fn plan_frontend(
         &mut self,
         key: ServiceKey,
         wanted: Option<&Frontend>,
         retention: &Retention<'_>,
         ops: &mut Vec<MapOp>,
-    ) {
+    ) -> usize {
         self.short.remove(&key);
         let Some(wanted) = wanted else {
             if let Some(installed) = self.frontends.get(&key)
@@ -231,7 +240,7 @@ impl Planner {
             {
                 installed.removal(key, ops);
             }
-            return;
+            return 0;
         };
         let next = &mut self.next_service;
         let installed = self.frontends.entry(key).or_insert_with(|| {
@@ -240,16 +249,10 @@ impl Planner {
             self.keys.insert(id, key);
             Installed::new(id)
         });
-        let retained: Vec<_> = installed
-            .live()
-            .filter(|(addr, cluster)| !wanted.backends.contains_key(addr) && (retention.services)(*cluster))
-            .collect();
         let before = ops.len();
-        let left_out = if retained.is_empty() {
-            installed.change(key, wanted, &mut self.ids, ops)
-        } else {
-            let kept = keeping(installed, wanted, retained);
-            installed.change(key, &kept, &mut self.ids, ops)
+        let left_out = match keeping(installed, wanted, retention) {
+            Some(kept) => installed.change(key, &kept, &mut self.ids, ops),
+            None => installed.change(key, wanted, &mut self.ids, ops),
         };
         if left_out > 0 {
             self.short.insert(key, left_out);
@@ -261,6 +264,19 @@ impl Planner {
                 self.taken.push(*id);
             }
         }
+        left_out
+    }
+
+    /// Sees to it that so many ids are free by the next plan. Where this one frees too few, records that serve only what is
+    /// open give way: somebody who is waiting to be reached at all needs one more. Those that this plan changes come later.
+    fn make_room(&self, ids: usize, ops: &mut Vec<MapOp>) {
+        let freed = ops.iter().filter(|op| matches!(op, MapOp::DeleteBackend { .. })).count();
+        let touched: HashSet<Target> = ops.iter().map(MapOp::target).collect();
+        let open_only = self.frontends.values().flat_map(|installed| {
+            installed.open_only_ids().map(|id| MapOp::DeleteBackend { id, service: installed.id })
+        });
+        let giving_way = open_only.filter(|op| !touched.contains(&op.target()));
+        ops.extend(giving_way.take(ids.saturating_sub(freed)));
     }
 
     fn made(&mut self, op: &MapOp, owner: Option<ServiceKey>) {
@@ -302,16 +318,30 @@ impl Planner {
     }
 }
 
-/// `wanted` with what must stay for now. A fallback waits: the side that the service prefers may only not have been
-/// read yet.
-fn keeping(installed: &Installed, wanted: &Frontend, retained: Vec<(std::net::SocketAddr, u16)>) -> Frontend {
-    let mut kept = wanted.clone();
-    if wanted.fallback {
-        let live: HashMap<_, _> = installed.live().collect();
-        kept.backends.retain(|addr, _| live.contains_key(addr));
+/// `wanted` with what must stay for now, if there is any: who has a slot keeps it, and who has only a record keeps that. A
+/// fallback waits: what the service prefers may only not have been read yet.
+fn keeping(installed: &Installed, wanted: &Frontend, retention: &Retention<'_>) -> Option<Frontend> {
+    let stays = |(addr, cluster): &(SocketAddr, u16)| {
+        !wanted.backends.contains_key(addr) && (retention.services)(*cluster)
+    };
+    let chosen: Vec<_> = installed.live().filter(stays).collect();
+    let open_only: Vec<_> = installed.open_only().filter(stays).collect();
+    if chosen.is_empty() && open_only.is_empty() {
+        return None;
     }
-    kept.backends.extend(retained);
-    kept
+    let mut kept = wanted.clone();
+    if wanted.fallback && !chosen.is_empty() {
+        let live: HashMap<_, _> = installed.live().collect();
+        let waiting = kept.backends.extract_if(.., |addr, _| !live.contains_key(addr));
+        // For what may be open there.
+        kept.open_only.extend(waiting);
+    }
+    kept.open_only.extend(open_only);
+    for (addr, cluster) in chosen {
+        kept.open_only.remove(&addr);
+        kept.backends.insert(addr, cluster);
+    }
+    Some(kept)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub struct MapModel {
 /// What clients of the maps can see: ids and the order of slots apart.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Visible {
-    /// Backends (with their cluster) and affinity of each frontend.
+    /// Backends (with their cluster) and affinity of each frontend, as new connections meet them.
     pub frontends: BTreeMap<ServiceKey, (BTreeMap<SocketAddr, u16>, u32)>,
     /// What is known of addresses.
     pub ipcache: BTreeMap<IpcacheKey, IpcacheEntry>,
@@ -32,8 +32,9 @@ impl MapModel {
     /// service is withheld then.
     ///
     /// # Panics
-    /// If after any single operation a reader could meet a slot that leads nowhere, or if the list breaks a rule that
-    /// the planner owes (two operations on one entry, a record moved between services, an id used twice).
+    /// If after any single operation a reader could meet a slot that leads nowhere or to a backend that takes nothing new,
+    /// or if the list breaks a rule that the planner owes (two operations on one entry, a record moved between services,
+    /// an id used twice, a new record for a backend that takes nothing new).
     pub fn apply(
         &mut self,
         ops: &[MapOp],
@@ -76,10 +77,12 @@ impl MapModel {
     /// What clients see.
     ///
     /// # Panics
-    /// If a slot below a frontend's count is dead, or something is in the maps that nobody can see.
+    /// If a slot below a frontend's count is dead, or something is in the maps that nobody can see: neither new connections
+    /// nor open ones.
     pub fn visible(&self) -> Visible {
         let mut visible = Visible { ipcache: self.ipcache.clone(), ..Visible::default() };
         let (mut slots, mut backends) = (0, 0);
+        let open_only = self.open_only();
         for (key, service) in &self.services {
             let behind: BTreeMap<_, _> = (0..service.count)
                 .map(|slot| {
@@ -88,22 +91,46 @@ impl MapModel {
                 })
                 .collect();
             assert_eq!(behind.len(), service.count as usize, "{key:?} has a backend twice");
+            if let Some(both) =
+                open_only.get(key).and_then(|all| all.keys().find(|addr| behind.contains_key(addr)))
+            {
+                panic!("{key:?} has {both} twice");
+            }
             slots += service.count as usize;
             backends += behind.len();
             visible.frontends.insert(*key, (behind, service.affinity_seconds));
         }
         assert_eq!(self.slots.len(), slots, "there are slots that nobody reads");
-        assert_eq!(self.backends.len(), backends, "there are backends that nobody reads");
+        let open_only: usize = open_only.values().map(BTreeMap::len).sum();
+        assert_eq!(self.backends.len(), backends + open_only, "there are backends that nobody reads");
         visible
+    }
+
+    /// The backends (with their cluster) of each frontend that serve only what is open. They depend on what was before:
+    /// who never was chosen has nothing open.
+    ///
+    /// # Panics
+    /// If a frontend has such a backend twice.
+    pub fn open_only(&self) -> BTreeMap<ServiceKey, BTreeMap<SocketAddr, u16>> {
+        let mut all: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for (key, service) in &self.services {
+            for backend in self.backends.values().filter(|backend| backend.service == service.id) {
+                if !backend.takes_new() {
+                    let addr = SocketAddr::new(backend.addr.ip(), backend.port());
+                    let twice = all.entry(*key).or_default().insert(addr, backend.cluster);
+                    assert_eq!(twice, None, "{key:?} has {addr} twice");
+                }
+            }
+        }
+        all
     }
 
     fn make(&mut self, op: &MapOp) {
         match *op {
-            MapOp::PutBackend { id, backend } => {
-                if let Some(old) = self.backends.insert(id, backend) {
-                    assert_eq!(old.service, backend.service, "record {id} moved between services");
-                }
-            }
+            MapOp::PutBackend { id, backend } => match self.backends.insert(id, backend) {
+                Some(old) => assert_eq!(old.service, backend.service, "record {id} moved between services"),
+                None => assert!(backend.takes_new(), "record {id} is new, and has nothing open to serve"),
+            },
             MapOp::DeleteBackend { id, .. } => {
                 self.backends.remove(&id);
             }
@@ -144,6 +171,10 @@ impl MapModel {
         let backend = backend.unwrap_or_else(|| panic!("slot {slot} of service {service} leads nowhere"));
         assert_eq!(backend.fingerprint, there.fingerprint, "slot {slot} of service {service} is dead");
         assert_eq!(backend.service, service, "slot {slot} of service {service} leads to another service");
+        assert!(
+            backend.takes_new(),
+            "slot {slot} of service {service} leads to a backend that takes nothing new"
+        );
         (there.backend, backend)
     }
 }

@@ -22,6 +22,12 @@ fn frontend(backends: impl IntoIterator<Item = u32>) -> Frontend {
     }
 }
 
+/// `chosen` of `all`; the others take nothing new.
+fn choosing(all: impl IntoIterator<Item = u32>, chosen: impl Fn(u32) -> bool) -> Frontend {
+    let (backends, open_only): (Vec<_>, Vec<_>) = all.into_iter().partition(|number| chosen(*number));
+    Frontend { open_only: frontend(open_only).backends, ..frontend(backends) }
+}
+
 fn only(key: ServiceKey, wanted: Option<Frontend>) -> Delta {
     Delta { frontends: BTreeMap::from([(key, wanted)]), ..Delta::default() }
 }
@@ -42,6 +48,12 @@ impl Maps {
         let results = self.model.apply(&ops, |_| None);
         assert!(self.planner.confirm(&ops, &results).is_empty());
         ops
+    }
+
+    /// The record of a backend of the service that was made first.
+    fn record(&self, number: u32) -> Option<(u32, Backend)> {
+        let backends = self.model.dump().backends;
+        backends.into_iter().find(|(_, known)| known.service == 1 && known.addr.ip() == backend(number).ip())
     }
 
     fn behind(&self, key: ServiceKey) -> Vec<SocketAddr> {
@@ -72,6 +84,93 @@ fn one_endpoint_of_ten_thousand_costs_a_constant_number_of_operations() {
     let nothing =
         maps.to(key(1), Some(frontend((0..10_002).filter(|number| *number != 17 && *number != 4000))));
     assert_eq!(nothing, []);
+}
+
+#[test]
+fn who_takes_nothing_new_keeps_its_record_at_the_cost_of_a_constant_number_of_operations() {
+    let mut maps = Maps::new(20_000);
+    maps.to(key(1), Some(frontend(0..10_000)));
+    let (id, record) = maps.record(17).expect("a record");
+    assert!(record.takes_new());
+
+    let retired = maps.to(key(1), Some(choosing(0..10_000, |number| number != 17)));
+    assert_eq!(retired.len(), 4, "slot into the gap, count, last slot, record: {retired:?}");
+    assert!(!maps.behind(key(1)).contains(&backend(17)));
+    assert_eq!(maps.record(17), Some((id, record.open_only())));
+    assert_eq!(maps.to(key(1), Some(choosing(0..10_000, |number| number != 17))), []);
+
+    let chosen = maps.to(key(1), Some(frontend(0..10_000)));
+    assert_eq!(chosen.len(), 3, "record, slot, count: {chosen:?}");
+    assert!(maps.behind(key(1)).contains(&backend(17)));
+    assert_eq!(maps.record(17), Some((id, record)), "what is open goes on");
+
+    maps.to(key(1), Some(choosing(0..10_000, |number| number != 17)));
+    let gone = maps.to(key(1), Some(frontend((0..10_000).filter(|number| *number != 17))));
+    assert_eq!(gone, [MapOp::DeleteBackend { id, service: 1 }]);
+}
+
+#[test]
+fn who_never_was_chosen_has_nothing_open_and_gets_no_record() {
+    let mut maps = Maps::new(4);
+    maps.to(key(1), Some(choosing(0..100, |number| number < 3)));
+    assert_eq!(maps.planner.filled().1, 3);
+    assert!(maps.model.open_only().is_empty());
+    assert!(maps.planner.short().is_empty());
+}
+
+#[test]
+fn a_restarted_planner_adopts_who_serves_only_what_is_open() {
+    let mut maps = Maps::new(64);
+    maps.to(key(1), Some(frontend(0..4)));
+    let wanted = choosing(0..4, |number| number > 1);
+    maps.to(key(1), Some(wanted.clone()));
+    let dump = maps.model.dump();
+
+    maps.planner = Planner::adopt(&dump, 64);
+    assert_eq!(maps.to(key(1), Some(wanted.clone())), []);
+    maps.planner.readopt(&dump, 64);
+    assert_eq!(maps.to(key(1), Some(wanted)), []);
+    assert_eq!(maps.to(key(1), None).len(), 1 + 2 + 4, "the service, its slots and its records");
+    assert_eq!(maps.model, MapModel::default());
+}
+
+#[test]
+fn in_a_full_map_a_record_for_open_connections_gives_way_to_one_for_new_ones() {
+    let mut maps = Maps::new(4);
+    maps.to(key(1), Some(frontend(0..3)));
+    maps.to(key(2), Some(frontend([7])));
+    maps.to(key(1), Some(choosing(0..3, |number| number == 2)));
+
+    // One free id is missing, and one record gives way. It is given out with the next plan.
+    let ops = maps.to(key(2), Some(frontend([7, 8])));
+    assert!(matches!(ops[..], [MapOp::DeleteBackend { service: 1, .. }]), "{ops:?}");
+    assert_eq!(maps.planner.short(), &BTreeMap::from([(key(2), 1)]));
+    maps.to(key(2), Some(frontend([7, 8])));
+    assert_eq!(maps.behind(key(2)), [backend(7), backend(8)]);
+    assert!(maps.planner.short().is_empty());
+    assert_eq!(maps.model.open_only()[&key(1)].len(), 1, "as many as are needed");
+    assert_eq!(maps.to(key(1), Some(choosing(0..3, |number| number == 2))), [], "it has none any more");
+
+    // The one that is exchanged gives way as well, once its slot is gone.
+    let exchanged = choosing([2, 3, 4], |number| number != 2);
+    for _ in 0..3 {
+        maps.to(key(1), Some(exchanged.clone()));
+    }
+    assert_eq!(maps.behind(key(1)), [backend(3), backend(4)]);
+    assert!(maps.model.open_only().is_empty());
+}
+
+#[test]
+fn ids_that_the_same_plan_frees_are_not_asked_of_who_serves_what_is_open() {
+    let mut maps = Maps::new(3);
+    maps.to(key(1), Some(frontend([0, 1])));
+    maps.to(key(1), Some(choosing([0, 1], |number| number == 0)));
+    maps.to(key(2), Some(frontend([7])));
+    maps.to(key(2), Some(frontend([8])));
+    assert!(maps.record(1).is_some());
+    maps.to(key(2), Some(frontend([8])));
+    assert_eq!(maps.behind(key(2)), [backend(8)]);
+    assert!(maps.record(1).is_some());
 }
 
 #[test]
@@ -176,6 +275,37 @@ fn what_may_still_be_wanted_is_kept_until_its_cluster_has_been_read() {
 
     maps.to(key(1), Some(frontend([1, 3])));
     assert_eq!(maps.behind(key(1)), [backend(1), backend(3)]);
+}
+
+#[test]
+fn what_is_open_is_served_on_until_the_cluster_of_its_backend_has_been_read() {
+    let mut maps = Maps::new(64);
+    let of_peer = BTreeMap::from([(backend(9), 2)]);
+    maps.to(key(1), Some(Frontend { backends: of_peer.clone(), ..Frontend::default() }));
+    maps.to(key(1), Some(Frontend { open_only: of_peer.clone(), ..frontend([1]) }));
+    let (id, _) = maps.record(9).expect("a record");
+
+    // The restarted agent knows of its own cluster alone.
+    maps.planner = Planner::adopt(&maps.model.dump(), 64);
+    let retention = Retention { services: &|cluster| cluster == 2, ipcache: &|_| false };
+    assert_eq!(maps.planner.plan(&only(key(1), Some(frontend([1]))), &retention), []);
+    let chosen = Frontend { backends: of_peer, ..Frontend::default() };
+    let ops = maps.planner.plan(&only(key(1), Some(chosen)), &retention);
+    assert!(ops.iter().any(|op| matches!(op, MapOp::PutBackend { id: put, .. } if *put == id)), "{ops:?}");
+
+    assert_eq!(maps.to(key(1), Some(frontend([1]))), [MapOp::DeleteBackend { id, service: 1 }]);
+}
+
+#[test]
+fn who_may_be_no_more_than_a_fallback_serves_on_what_is_open() {
+    let mut maps = Maps::new(64);
+    let remote = Frontend { backends: BTreeMap::from([(backend(9), 2)]), ..Frontend::default() };
+    maps.to(key(1), Some(frontend([1])));
+    maps.to(key(1), Some(Frontend { open_only: frontend([1]).backends, ..remote }));
+
+    let retention = Retention { services: &|cluster| cluster == 2, ipcache: &|_| false };
+    let fallback = Frontend { fallback: true, ..frontend([1, 2]) };
+    assert_eq!(maps.planner.plan(&only(key(1), Some(fallback)), &retention), []);
 }
 
 #[test]

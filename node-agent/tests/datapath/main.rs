@@ -10,6 +10,7 @@ mod encryption;
 mod maps;
 mod model;
 mod nodes;
+mod open_flows;
 mod packet;
 mod packets;
 mod pods;

@@ -15,6 +15,8 @@ pub(crate) struct Model {
     affinity_seconds: u32,
     /// Backend ids and addresses, slot by slot.
     slots: Vec<(u32, SocketAddr)>,
+    /// Those that serve only what is open.
+    retired: Vec<(u32, SocketAddr)>,
     next_id: u32,
 }
 
@@ -28,6 +30,7 @@ impl Model {
             protocol,
             affinity_seconds: 0,
             slots: Vec::new(),
+            retired: Vec::new(),
             next_id: 0,
         }
     }
@@ -46,7 +49,7 @@ impl Model {
         let id = loop {
             let id = self.id * IDS + self.next_id % IDS;
             self.next_id += 1;
-            if self.slots.iter().all(|(used, _)| *used != id) {
+            if self.slots.iter().chain(&self.retired).all(|(used, _)| *used != id) {
                 break id;
             }
         };
@@ -101,6 +104,24 @@ impl Model {
     pub(crate) fn shrink(&mut self, datapath: &Datapath, addr: &str) {
         let ops = self.remove(socket_addr(addr));
         apply(datapath, &ops);
+    }
+
+    /// Leaves a backend what is open there, and makes it so.
+    pub(crate) fn retire(&mut self, datapath: &Datapath, addr: &str) {
+        let mut ops = self.remove(socket_addr(addr));
+        let Some(MapOp::DeleteBackend { id, .. }) = ops.pop() else { panic!("the record goes last") };
+        let addr = socket_addr(addr);
+        ops.push(MapOp::PutBackend { id, backend: self.backend(addr).open_only() });
+        self.retired.push((id, addr));
+        apply(datapath, &ops);
+    }
+
+    /// Removes a backend that was retired, and makes it so.
+    pub(crate) fn forget(&mut self, datapath: &Datapath, addr: &str) {
+        let addr = socket_addr(addr);
+        let known = self.retired.iter().position(|(_, known)| *known == addr).expect("a retired backend");
+        let (id, _) = self.retired.swap_remove(known);
+        apply(datapath, &[MapOp::DeleteBackend { id, service: self.id }]);
     }
 
     fn backend(&self, addr: SocketAddr) -> Backend {

@@ -407,6 +407,45 @@ fn session_affinity_sends_a_client_to_the_same_backend_while_that_is_there() {
 }
 
 #[test]
+fn a_flow_stays_with_a_backend_that_takes_nothing_new_and_other_flows_of_its_client_do_not() {
+    for affinity in [0, 3600] {
+        each_family_and_protocol(|datapath, family, protocol, service| {
+            let kind = if protocol == TCP { Protocol::Tcp } else { Protocol::Udp };
+            *service = Model::new(service.id, family.service, kind).with_affinity(affinity);
+            let (old, new) = (socket_addr(family.backend), socket_addr(family.other_backend));
+            let client = |port| SocketAddr::new(socket_addr(family.client).ip(), port).to_string();
+            let sent = |port, flags| {
+                from_pod(datapath, &frame(protocol, &client(port), family.service, flags).bytes())
+            };
+            let backend_of = |port, flags| {
+                let run = sent(port, flags);
+                assert_eq!(run.retval, PASS);
+                Frame::read(&run.packet).destination
+            };
+            service.grow(datapath, &[family.backend]);
+            assert_eq!(backend_of(1000, SYN), old);
+            service.grow(datapath, &[family.other_backend]);
+            service.retire(datapath, family.backend);
+            for port in 1001..1030 {
+                assert_eq!(backend_of(port, SYN), new);
+                assert_eq!(backend_of(1000, ACK), old, "what is open goes on");
+            }
+            let answer = frame(protocol, family.backend, &client(1000), ACK);
+            let answer = Frame::read(&to_pod(datapath, &answer.bytes()).packet);
+            assert_eq!(answer.source, socket_addr(family.service));
+            // Nobody else is left: what is open goes on even so, and everything else is refused.
+            service.shrink(datapath, family.other_backend);
+            assert_eq!(backend_of(1000, ACK), old);
+            assert_eq!(sent(1001, ACK).retval, REDIRECT);
+
+            service.grow(datapath, &[family.other_backend]);
+            service.forget(datapath, family.backend);
+            assert_eq!(backend_of(1000, ACK), new);
+        });
+    }
+}
+
+#[test]
 fn a_pod_reaches_itself_through_a_service() {
     each_family_and_protocol(|datapath, family, protocol, service| {
         let own = SocketAddr::new(socket_addr(family.client).ip(), 8080).to_string();

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -68,18 +68,26 @@ impl Drop for Server {
 }
 
 fn serve_tcp(listener: &TcpListener, addr: SocketAddr, stop: &AtomicBool) {
+    let mut open: Vec<Weak<TcpStream>> = Vec::new();
     for stream in listener.incoming() {
         if stop.load(Ordering::Relaxed) {
-            return;
+            break;
         }
-        let Ok(mut stream) = stream else { continue };
+        let Ok(stream) = stream.map(Arc::new) else { continue };
+        open.retain(|stream| stream.strong_count() > 0);
+        open.push(Arc::downgrade(&stream));
         // One line per byte that the client sends; connections are few and short.
         thread::spawn(move || {
+            let mut stream = stream.as_ref();
             let mut byte = [0];
             while stream.write_all(format!("{addr}\n").as_bytes()).is_ok()
                 && matches!(stream.read(&mut byte), Ok(1))
             {}
         });
+    }
+    // Those whose client is gone without a word would wait for ever.
+    for stream in open.iter().filter_map(Weak::upgrade) {
+        let _ = stream.shutdown(Shutdown::Both);
     }
 }
 
@@ -243,6 +251,49 @@ fn an_unconnected_udp_socket_keeps_its_backend_until_that_leaves() {
         // Other sockets choose for themselves.
         let seen: BTreeSet<_> = (0..40).map(|_| ask_udp(&udp_socket(any(service)), service).0).collect();
         assert_eq!(seen.len(), 2);
+    });
+}
+
+#[test]
+fn an_unconnected_udp_socket_stays_with_a_backend_that_takes_nothing_new_and_others_of_its_pod_do_not() {
+    with_addresses(|sandbox, service, backends| {
+        let _servers = backends.map(|addr| Server::start(Protocol::Udp, addr));
+        let datapath = sandbox.datapath();
+        for affinity in [0, 3600] {
+            let mut model = Model::new(1 + affinity / 3600, service, Protocol::Udp).with_affinity(affinity);
+            model.grow(&datapath, &backends[..1]);
+            datapath.attach_sockets(&sandbox.cgroup).expect("attach");
+            let socket = udp_socket(any(service));
+            assert_eq!(ask_udp(&socket, service).0, socket_addr(backends[0]));
+            model.grow(&datapath, &backends[1..]);
+            model.retire(&datapath, backends[0]);
+            for _ in 0..30 {
+                assert_ne!(ask_udp(&udp_socket(any(service)), service).0, socket_addr(backends[0]));
+                assert_eq!(ask_udp(&socket, service), (socket_addr(backends[0]), socket_addr(service)));
+            }
+            model.forget(&datapath, backends[0]);
+            assert_ne!(ask_udp(&socket, service).0, socket_addr(backends[0]));
+        }
+    });
+}
+
+#[test]
+fn session_affinity_brings_nothing_new_to_a_backend_that_takes_nothing_new() {
+    with_addresses(|sandbox, service, backends| {
+        let _servers = backends.map(|addr| Server::start(Protocol::Tcp, addr));
+        let datapath = sandbox.datapath();
+        let mut model = Model::new(1, service, Protocol::Tcp).with_affinity(3600);
+        model.grow(&datapath, &backends[..1]);
+        datapath.attach_sockets(&sandbox.cgroup).expect("attach");
+        assert_eq!(ask_tcp(service).expect("connect"), socket_addr(backends[0]));
+        model.grow(&datapath, &backends[1..]);
+        assert_eq!(ask_tcp(service).expect("connect"), socket_addr(backends[0]));
+        model.retire(&datapath, backends[0]);
+        let second = ask_tcp(service).expect("connect");
+        assert_ne!(second, socket_addr(backends[0]));
+        for _ in 0..30 {
+            assert_eq!(ask_tcp(service).expect("connect"), second);
+        }
     });
 }
 

@@ -83,6 +83,17 @@ fn check(row: &Row, datapath: &Datapath) {
             assert_eq!(who, *expected, "{}: {answered:?}", row.name);
         }
     }
+    // Whoever has a record without a slot is among those who may still have something open.
+    for (key, service) in &frontends {
+        let may = row.open_only.get(&super::frontend(key)).cloned().unwrap_or_default();
+        let backends = datapath.backends().unwrap_or_else(|error| panic!("{error}"));
+        let open_only: BTreeSet<_> = backends
+            .into_iter()
+            .filter(|(_, backend)| backend.service == service.id && !backend.takes_new())
+            .map(|(_, backend)| SocketAddr::new(backend.addr.ip(), backend.port()))
+            .collect();
+        assert!(open_only.is_subset(&may), "{}: {open_only:?} but {may:?}", row.name);
+    }
     // What is no frontend of the row leads nowhere.
     for vip in [VIP, VIP6] {
         let vip = SocketAddr::new(vip.parse().expect("an address"), 80);

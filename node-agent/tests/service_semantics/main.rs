@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use isthmus_bpf_abi::Protocol;
+use isthmus_bpf_abi::{Protocol, ServiceKey};
 use isthmus_node_agent::mesh::Own;
 use isthmus_node_agent::mesh::fact::{Moment, Provenance};
 use isthmus_node_agent::plan::Dump;
@@ -36,14 +36,26 @@ fn every_row_holds_as_a_pure_function() {
             .visible()
             .frontends
             .iter()
-            .map(|(key, (backends, _))| {
-                let protocol = Protocol::from_number(key.protocol).expect("TCP or UDP");
-                let addr = SocketAddr::new(key.addr.ip(), key.port());
-                ((addr, protocol), backends.keys().copied().collect())
-            })
+            .map(|(key, (backends, _))| (frontend(key), backends.keys().copied().collect()))
             .collect();
         assert_eq!(found, row.expected, "{}", row.name);
+
+        let wanted = |key| agent.frontends().frontend(agent.mesh(), agent.rules(), key).expect("a frontend");
+        let open_only: BTreeMap<_, BTreeSet<SocketAddr>> = maps
+            .visible()
+            .frontends
+            .keys()
+            .map(|key| (frontend(key), wanted(key).open_only.into_keys().collect::<BTreeSet<_>>()))
+            .filter(|(_, backends)| !backends.is_empty())
+            .collect();
+        assert_eq!(open_only, row.open_only, "{}", row.name);
+        assert!(maps.open_only().is_empty(), "{}: who never was chosen has nothing open", row.name);
     }
+}
+
+fn frontend(key: &ServiceKey) -> (SocketAddr, Protocol) {
+    let protocol = Protocol::from_number(key.protocol).expect("TCP or UDP");
+    (SocketAddr::new(key.addr.ip(), key.port()), protocol)
 }
 
 /// An agent of cluster alpha that has adopted what is in the maps.

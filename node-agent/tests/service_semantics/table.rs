@@ -38,6 +38,8 @@ pub(crate) struct Row {
     pub(crate) events: Vec<MeshEvent>,
     /// Every frontend that there must be, with everyone who must answer. None must answer: refused.
     pub(crate) expected: BTreeMap<(SocketAddr, Protocol), BTreeSet<SocketAddr>>,
+    /// Who takes nothing new at a frontend, and goes on serving what is open. Nobody where nothing is said.
+    pub(crate) open_only: BTreeMap<(SocketAddr, Protocol), BTreeSet<SocketAddr>>,
     /// A client keeps its backend.
     pub(crate) sticky: bool,
 }
@@ -70,7 +72,8 @@ fn who_takes_part() -> Vec<Row> {
     rows
 }
 
-/// Which side answers. `A`: active in the own cluster, `T`: terminating there, `a` and `t`: in the peer.
+/// Which side answers. `A`: active in the own cluster, `T`: terminating there, `a` and `t`: in the peer. Whoever is there and
+/// does not answer goes on serving what is open.
 fn affinity() -> Vec<Row> {
     use Affinity::{Local, None, Remote};
     const TABLE: [(Affinity, &str, &str, &str); 36] = [
@@ -126,12 +129,19 @@ fn affinity() -> Vec<Row> {
             service: service_name(),
             backends: there.chars().map(backend).collect(),
         };
-        let answering: Vec<String> = answer.chars().map(|letter| backend(letter).addr.to_string()).collect();
+        let addresses = |letters: &mut dyn Iterator<Item = char>| -> Vec<String> {
+            letters.map(|letter| backend(letter).addr.to_string()).collect()
+        };
+        let answering = addresses(&mut answer.chars());
+        let others =
+            addresses(&mut here.chars().chain(there.chars()).filter(|letter| !answer.contains(*letter)));
         let answering: Vec<&str> = answering.iter().map(String::as_str).collect();
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
         row(&format!("affinity {affinity:?}, here {here:?}, there {there:?}"))
             .own(own)
             .slices("beta", 2, slice)
             .expect(80, &answering)
+            .open_only(&others)
     };
     TABLE.iter().map(one).collect()
 }
@@ -226,12 +236,14 @@ fn the_rest() -> Vec<Row> {
             .own(local([active(LOCAL)]))
             .peer("beta", 2, beta())
             .event(draining("beta", 2))
-            .expect(80, &[LOCAL]),
+            .expect(80, &[LOCAL])
+            .open_only(&[BETA]),
         row("nor does one that is preferred")
             .own(LocalService { affinity: Affinity::Remote, ..local([active(LOCAL)]) })
             .peer("beta", 2, beta())
             .event(draining("beta", 2))
-            .expect(80, &[LOCAL]),
+            .expect(80, &[LOCAL])
+            .open_only(&[BETA]),
         row("unless nobody else has the service")
             .own(local([]))
             .peer("beta", 2, beta())
@@ -242,7 +254,8 @@ fn the_rest() -> Vec<Row> {
             .peer("beta", 2, beta())
             .peer("gamma", 3, remote(3, [active(GAMMA)]))
             .event(draining("beta", 2))
-            .expect(80, &[GAMMA]),
+            .expect(80, &[GAMMA])
+            .open_only(&[BETA]),
         row("one that is connected again serves again")
             .own(local([active(LOCAL)]))
             .peer("beta", 2, beta())
@@ -277,11 +290,21 @@ fn the_rest() -> Vec<Row> {
                 ..local([Backend { node: Some(NODE.into()), ..active(LOCAL) }, active(LOCAL_2)])
             })
             .peer("beta", 2, beta())
-            .expect(80, &[LOCAL]),
+            .expect(80, &[LOCAL])
+            .open_only(&[LOCAL_2, BETA]),
         row("internalTrafficPolicy Local without a backend on this node refuses")
             .own(LocalService { node_local: true, ..local([active(LOCAL_2)]) })
             .peer("beta", 2, beta())
-            .expect(80, &[]),
+            .expect(80, &[])
+            .open_only(&[LOCAL_2, BETA]),
+        row("two ports of one number are one frontend, and who has either takes what is new")
+            .own(LocalService {
+                ports: ["http", "admin"].map(|name| Port::new(name, Protocol::Tcp, 80)).into(),
+                affinity: Affinity::Local,
+                ..local([active(LOCAL)])
+            })
+            .peer("beta", 2, remote(2, [on(BETA, &[("http", 8080), ("admin", 8080)])]))
+            .expect(80, &[LOCAL, BETA]),
         row("sessionAffinity keeps a client with its backend")
             .own(LocalService { session_affinity_seconds: Some(10_800), ..local([active(LOCAL)]) })
             .peer("beta", 2, beta())
@@ -326,6 +349,7 @@ fn row(name: &str) -> Row {
         all_services: true,
         events: Vec::new(),
         expected: BTreeMap::new(),
+        open_only: BTreeMap::new(),
         sticky: false,
     }
 }
@@ -389,6 +413,15 @@ impl Row {
         backends: impl Iterator<Item = SocketAddr>,
     ) -> Self {
         self.expected.insert((SocketAddr::new(ip(vip), port), protocol), backends.collect());
+        self
+    }
+
+    /// Of the first port.
+    fn open_only(mut self, backends: &[&str]) -> Self {
+        if !backends.is_empty() {
+            let backends = backends.iter().map(|addr| SocketAddr::new(ip(addr), 8080)).collect();
+            self.open_only.insert((SocketAddr::new(ip(VIP), 80), Protocol::Tcp), backends);
+        }
         self
     }
 
