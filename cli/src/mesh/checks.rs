@@ -7,7 +7,7 @@ use isthmus_crds::{ClusterPeer, names};
 use kube::ResourceExt;
 use serde::Serialize;
 
-use super::certificates::{Certificate, Validity, utc};
+use super::certificates::{Validity, utc};
 use super::facts::{Clock, Facts, Identity, Leader, Published, ServiceRanges};
 
 /// Clocks that differ by less than this are told of nowhere: the API servers' are known to the second.
@@ -196,27 +196,6 @@ pub(crate) fn of_pair(one: &Facts, other: &Facts, allowed: Allowances) -> Vec<Fi
     findings.extend(same_node(one, other));
     findings.extend(clocks(one, other));
     findings
-}
-
-/// What speaks against one cluster reading from another that does not read from it.
-///
-/// A gateway takes a client's certificate from its own CA, and from those of the peers it is connected to. So this works
-/// between clusters that share a CA, and between no others.
-pub(crate) fn of_one_way(reader: &Facts, other: &Facts) -> Option<Finding> {
-    let (of_reader, of_other) = (reader.identity()?, other.identity()?);
-    let trusted = |ca: &Certificate| of_other.authorities.iter().any(|own| own.der == ca.der);
-    if of_reader.authorities.iter().all(trusted) {
-        return None;
-    }
-    let (reader_name, other_name) = (&of_reader.info.cluster, &of_other.info.cluster);
-    Some(Finding::error(
-        &[&reader.context, &other.context],
-        format!(
-            "{reader_name} cannot read from {other_name} one way: their CAs differ, and the gateway of {other_name} takes \
-             certificates only of clusters that it is connected to itself"
-        ),
-        "leave out --connection-mode unicast",
-    ))
 }
 
 /// What a cluster's other peers have against one more.

@@ -247,12 +247,3 @@ fn an_id_that_another_peer_has_is_not_given_twice() {
     assert_eq!(of_known_peers(&alpha, &identity("gamma", 2)), [], "it is the same cluster");
     assert_eq!(of_known_peers(&alpha, &identity("beta", 3)), []);
 }
-
-#[test]
-fn one_way_is_for_clusters_that_share_a_ca() {
-    let (alpha, mut beta) = (cluster("alpha", 1), cluster("beta", 2));
-    only(of_one_way(&alpha, &beta).as_slice(), Level::Error, "their CAs differ");
-    let shared = alpha.identity().expect("an identity").authorities.clone();
-    change(&mut beta, |identity| identity.authorities = shared);
-    assert_eq!(of_one_way(&alpha, &beta), None);
-}
