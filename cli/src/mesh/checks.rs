@@ -198,6 +198,25 @@ pub(crate) fn of_pair(one: &Facts, other: &Facts, allowed: Allowances) -> Vec<Fi
     findings
 }
 
+/// What speaks against one cluster reading from another that does not read from it.
+pub(crate) fn of_one_way(reader: &Facts, other: &Facts) -> Option<Finding> {
+    let encrypting = other.nodes.iter().filter(|node| node.encrypts).count();
+    if encrypting == 0 {
+        return None;
+    }
+    Some(Finding::warning(
+        &[&reader.context, &other.context],
+        format!(
+            "{encrypting} of {} nodes in {} encrypt, and do not get to know the keys of the nodes in {}: what pods of {2} \
+             send there does not arrive",
+            other.nodes.len(),
+            other.context,
+            reader.context
+        ),
+        "leave out --connection-mode unicast, or start the node-agents of both clusters with --encryption=off",
+    ))
+}
+
 /// What a cluster's other peers have against one more.
 pub(crate) fn of_known_peers(told: &Facts, new: &Identity) -> Vec<Finding> {
     let (name, id) = (new.info.cluster.as_str(), i32::from(new.info.id.number()));

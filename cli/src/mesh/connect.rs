@@ -289,7 +289,12 @@ fn plan(
             at_least: link.at_least,
         };
         match exchange::plan(wanted, args.force) {
-            Ok(step) => steps.push(step),
+            Ok(step) => {
+                if !reads(&step) {
+                    findings.extend(checks::of_one_way(&of.facts, &told.facts));
+                }
+                steps.push(step);
+            }
             Err(finding) => findings.push(finding),
         }
     }
