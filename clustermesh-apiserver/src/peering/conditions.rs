@@ -158,7 +158,7 @@ pub(super) mod tests {
     }
 
     fn mirrored(peer: &PeerStatus) -> Subject {
-        Subject::Mirrored(peer.clone())
+        Subject::from(peer.clone())
     }
 
     fn told(peer: &Subject) -> Vec<(String, String)> {

@@ -158,7 +158,7 @@ mod tests {
             (Draining, PeerCause::Draining, &["Disconnected"]),
             (Draining, PeerCause::Draining, &[]),
         ] {
-            let peer = Subject::Mirrored(peer(state, cause));
+            let peer = Subject::from(peer(state, cause));
             let new = status(&peer, None, &[], None, chrono::Utc::now());
             let reasons: Vec<_> =
                 happened(old.as_ref(), &new).into_iter().map(|(_, reason, _)| reason).collect();

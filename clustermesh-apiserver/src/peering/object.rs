@@ -130,7 +130,7 @@ mod tests {
         let now = DateTime::from_timestamp(100, 0).unwrap();
         let later = DateTime::from_timestamp(130, 0).unwrap();
         let mut beta = peer(PeerState::Ready, PeerCause::Mirrored);
-        let mirrored = |beta: &PeerStatus| Subject::Mirrored(beta.clone());
+        let mirrored = |beta: &PeerStatus| Subject::from(beta.clone());
         let first = status(&mirrored(&beta), None, &[], Some(1), now);
         beta.revision = 8;
         beta.confirmed = Some(later);
@@ -158,12 +158,12 @@ mod tests {
         let mut beta = peer(PeerState::Draining, PeerCause::Draining);
         beta.source =
             Some(PeerOrigin::Secret { namespace: "system".to_owned(), name: "peer-beta".to_owned() });
-        let secret = spec(&Subject::Mirrored(beta.clone()), None);
+        let secret = spec(&Subject::from(beta.clone()), None);
         assert_eq!((secret.source, secret.relation), (PeerSource::Secret, PeerRelation::Connected));
         beta.source = None;
-        assert_eq!(spec(&Subject::Mirrored(beta.clone()), Some(&secret)), secret);
+        assert_eq!(spec(&Subject::from(beta.clone()), Some(&secret)), secret);
         beta.source = Some(PeerOrigin::File("beta".to_owned()));
-        let file = spec(&Subject::Mirrored(beta), Some(&secret));
+        let file = spec(&Subject::from(beta), Some(&secret));
         assert_eq!((file.source, file.secret), (PeerSource::Directory, None));
         let admitted = spec(&Subject::Admitted(admitted(None)), Some(&secret));
         assert_eq!(admitted, ClusterPeerSpec { relation: PeerRelation::Admitted, ..secret });

@@ -12,9 +12,15 @@ use crate::status::{AdmittedPeer, Counts, PeerCause, PeerState, PeerStatus};
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Subject {
     /// A peer that is read from; or was, and something of it is left.
-    Mirrored(PeerStatus),
+    Mirrored(Box<PeerStatus>),
     /// A cluster that may read from this one, or would if its Secret could be used.
     Admitted(AdmittedPeer),
+}
+
+impl From<PeerStatus> for Subject {
+    fn from(peer: PeerStatus) -> Self {
+        Self::Mirrored(Box::new(peer))
+    }
 }
 
 impl Subject {
@@ -44,7 +50,7 @@ pub(super) fn subjects(
     refused: &BTreeMap<Origin, Refused>,
 ) -> BTreeMap<String, Subject> {
     // Of what is still to go, that is told; whom it is let in as, when it has gone.
-    let all = admitted.into_iter().map(Subject::Admitted).chain(mirrored.into_iter().map(Subject::Mirrored));
+    let all = admitted.into_iter().map(Subject::Admitted).chain(mirrored.into_iter().map(Subject::from));
     let mut all: BTreeMap<String, Subject> =
         all.map(|subject| (subject.name().to_owned(), subject)).collect();
     for (origin, refused) in refused {
@@ -65,7 +71,7 @@ fn unusable(cluster: &ClusterName, origin: &Origin, refused: &Refused) -> Subjec
             problem: Some(reason),
         });
     }
-    Subject::Mirrored(PeerStatus {
+    Subject::from(PeerStatus {
         name: cluster.to_string(),
         cluster_id: None,
         state: PeerState::Connecting,
@@ -117,7 +123,7 @@ pub(super) mod tests {
         let draining = peer(PeerState::Draining, PeerCause::Draining);
         let none = BTreeMap::new();
         let both = subjects(vec![draining.clone()], vec![admitted(None)], &none);
-        assert_eq!(both["beta"], Subject::Mirrored(draining));
+        assert_eq!(both["beta"], Subject::from(draining));
         let after = subjects(Vec::new(), vec![admitted(None)], &none);
         assert_eq!(after["beta"], Subject::Admitted(admitted(None)));
     }
