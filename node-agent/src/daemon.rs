@@ -180,7 +180,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
         metrics.clone(),
         config.compare_every,
     );
-    let ended = spawn_reconciler(task, shutdown.clone())?;
+    let mut ended = spawn_reconciler(task, shutdown.clone())?;
 
     let reader = Reader::spawn(config.own.name.clone(), ReaderConfig::new(gateway));
     let reader_status = reader.status();
@@ -235,7 +235,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     let gauges = tokio::spawn(reporter.run(GAUGES, shutdown.clone()));
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
-        _ = ended => if shutdown.is_cancelled() { Ok(()) } else { Err(DaemonError::ReconcilerEnded) },
+        _ = &mut ended => if shutdown.is_cancelled() { Ok(()) } else { Err(DaemonError::ReconcilerEnded) },
         _ = &mut source => if shutdown.is_cancelled() { Ok(()) } else { Err(DaemonError::SourceEnded) },
     };
     shutdown.cancel();
@@ -247,6 +247,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Daem
     refusals.abort();
     told.abort();
     endpoints.finish().await;
+    if !ended.is_terminated() {
+        // A batch that it is about to make is made whole: from here on the maps are another run's.
+        let _ = ended.await;
+    }
     tracing::info!("stopped; what is in the kernel serves on");
     outcome
 }

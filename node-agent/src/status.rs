@@ -112,6 +112,8 @@ pub enum ClusterState {
     Stale,
     /// It has not described itself, or claims an id that another cluster holds.
     Unknown,
+    /// It is being disconnected: nothing new goes to its services, and what is open has until its entries go.
+    Draining,
 }
 
 /// The kernel's side.

@@ -360,13 +360,12 @@ fn change() -> impl Strategy<Value = (Key, Option<Value>)> {
     let peer = 0..PEERS.len();
     let cluster = 0..PEERS.len() + 1;
     prop_oneof![
-        (peer.clone(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.9)).prop_map(
-            |(peer, second, slices_only, there)| {
+        (peer.clone(), any::<bool>(), any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.9))
+            .prop_map(|(peer, second, slices_only, draining, there)| {
                 let id = PEERS[peer].1[usize::from(second)];
-                let config = Value::Config(ClusterConfig { id, slices_only });
+                let config = Value::Config(ClusterConfig { id, slices_only, draining });
                 (Key::Config(peer), there.then_some(config))
-            }
-        ),
+            }),
         (0..SERVICES, some(local().boxed())).prop_map(|(name, value)| (Key::Local(name), value)),
         (peer.clone(), 0..SERVICES, some(remote().boxed()))
             .prop_map(|(peer, name, value)| (Key::Remote(peer, name), value)),

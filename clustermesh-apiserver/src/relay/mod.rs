@@ -66,6 +66,14 @@ pub struct Timing {
     pub ready_timeout: Duration,
 }
 
+impl Timing {
+    /// How long a peer may refuse this cluster's certificate before nothing new is sent to its services. It keeps its
+    /// side for the drain grace, which both sides are taken to have alike: three quarters of it are for what is open.
+    pub(super) fn refusal_patience(&self) -> Duration {
+        self.drain_grace / 4
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {
@@ -337,6 +345,7 @@ impl Supervisor {
             metrics: Arc::clone(&self.metrics),
             config: follow,
             view,
+            withheld: None,
             shutdown: self.shutdown.clone(),
         };
         self.tasks.spawn(async move {

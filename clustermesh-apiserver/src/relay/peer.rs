@@ -6,7 +6,9 @@
 //!                   └─(removed)──▶ cluster-config deleted ──(grace)──▶ everything deleted ──▶ ended
 //! ```
 //!
-//! A peer that cannot be reached keeps what was mirrored of it, for ever unless [`Timing::cache_ttl`] is set.
+//! A peer that cannot be reached keeps what was mirrored of it, for ever unless [`Timing::cache_ttl`] is set. One that refuses
+//! this cluster's certificate has let go of this cluster, or is about to: before its nodes stop listening, nothing new
+//! is to go there. So its description is taken away, as that of a removed peer is, until it takes the certificate again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +18,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use isthmus_kvstore::Section;
-use isthmus_kvstore::reader::{Reader, ReaderConfig, ReaderStatus, SectionBounds, SectionEvent};
+use isthmus_kvstore::reader::{
+    FailureCause, Reader, ReaderConfig, ReaderStatus, SectionBounds, SectionEvent,
+};
 use isthmus_kvstore::writer::{SectionWriter, Writer};
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, Prefix, Resource};
 use tokio::sync::watch;
@@ -59,6 +63,8 @@ pub(super) struct Peer {
     /// The present configuration; none once it was removed.
     pub(super) config: watch::Receiver<Option<PeerConfig>>,
     pub(super) view: Shown,
+    /// What the peer said of itself, while readers are not told, because it refuses this cluster.
+    pub(super) withheld: Option<ClusterConfig>,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -84,7 +90,7 @@ impl Peer {
             self.view.send_modify(|view| view.origin = Some(config.origin.clone()));
             let begun = Instant::now();
             match self.follow(&config, &mut mirror).await {
-                Ended::Changed => {}
+                Ended::Changed => self.describe_again(),
                 Ended::Removed => continue,
                 Ended::Exchanged => self.delete_all(&mut mirror).await,
                 Ended::Shutdown => return,
@@ -117,12 +123,17 @@ impl Peer {
         let mut readmit = Instant::now() + READMIT;
         let mut lost: Option<Instant> = None;
         let mut revoked = false;
+        let mut refused: Option<Instant> = None;
         // The configuration may be there already.
         following.config.mark_changed();
         following.status.mark_changed();
         loop {
             let expiry = match (self.timing.cache_ttl, lost) {
                 (Some(ttl), Some(since)) if !revoked => Some(since + ttl),
+                _ => None,
+            };
+            let withhold = match refused {
+                Some(since) if self.withheld.is_none() => Some(since + self.timing.refusal_patience()),
                 _ => None,
             };
             tokio::select! {
@@ -171,6 +182,12 @@ impl Peer {
                         (false, None) if status.synced() => lost = Some(Instant::now()),
                         _ => {}
                     }
+                    if status.connected() {
+                        refused = None;
+                        self.describe_again();
+                    } else if status.last_cause == Some(FailureCause::CertificateRefused) {
+                        refused.get_or_insert_with(Instant::now);
+                    }
                     self.view.send_modify(|view| {
                         if status.connected() {
                             view.observed = version.clone();
@@ -184,6 +201,10 @@ impl Peer {
                 () = sleep_until(expiry.unwrap_or_else(Instant::now)), if expiry.is_some() => {
                     revoked = true;
                     self.revoke(mirror).await;
+                }
+                () = sleep_until(withhold.unwrap_or_else(Instant::now)), if withhold.is_some() => {
+                    refused = None;
+                    self.withhold();
                 }
             }
         }
@@ -265,12 +286,34 @@ impl Peer {
             // The rest have no keys; their canary is written with the others', for who waits for all of them.
             sections.insert(resource, Progress { section, exported, synced: !exported });
         }
+        self.describe(&config);
+        following.admitted = Some(Admitted { config, reservation, sections, announced: false });
+    }
+
+    /// Tells readers what the peer says of itself, and that it is read from here.
+    fn describe(&self, config: &ClusterConfig) {
         let mut cached = config.clone();
         cached.capabilities.cached = true;
         cached.capabilities.synced_canaries = true;
-        let key = Key::ClusterConfig(self.name.clone()).to_bytes();
-        self.writer.put(key, cached.encode());
-        following.admitted = Some(Admitted { config, reservation, sections, announced: false });
+        self.writer.put(Key::ClusterConfig(self.name.clone()).to_bytes(), cached.encode());
+    }
+
+    /// The peer refuses this cluster: readers are to send nothing new there, as if it had been removed. What was mirrored
+    /// stays for what is open, and for services that nobody else has.
+    fn withhold(&mut self) {
+        let Some(config) = self.described() else { return };
+        tracing::warn!(peer = %self.name,
+            "the peer refuses this cluster's certificate: it has disconnected this cluster, or lost its authority; nothing new is sent to its services while others have them");
+        self.writer.delete(Key::ClusterConfig(self.name.clone()).to_bytes());
+        self.withheld = Some(config);
+        self.view.send_modify(|view| view.withheld = true);
+    }
+
+    fn describe_again(&mut self) {
+        if let Some(config) = self.withheld.take() {
+            self.describe(&config);
+            self.view.send_modify(|view| view.withheld = false);
+        }
     }
 
     async fn event(
@@ -400,8 +443,13 @@ impl Peer {
 
     /// The id of the cluster that is mirrored at present, also by an earlier run.
     fn mirrored_id(&self) -> Option<ClusterId> {
+        self.described().map(|config| config.id)
+    }
+
+    /// What readers are told at present, also by an earlier run.
+    fn described(&self) -> Option<ClusterConfig> {
         let value = self.writer.value(&Key::ClusterConfig(self.name.clone()).to_bytes())?;
-        Some(ClusterConfig::decode(&value).ok()?.id)
+        ClusterConfig::decode(&value).ok()
     }
 
     /// Waits until the own store has taken everything, or for the shutdown.

@@ -28,6 +28,8 @@ pub(super) struct PeerView {
     /// How often it was another one.
     pub(super) refusals: u64,
     pub(super) draining: bool,
+    /// It refuses this cluster, and readers are told to send nothing new there.
+    pub(super) withheld: bool,
     /// Every section was complete at least once since the process started.
     pub(super) synced: bool,
     pub(super) counts: Counts,
@@ -45,6 +47,7 @@ impl PeerView {
             refusal: None,
             refusals: 0,
             draining: false,
+            withheld: false,
             synced: false,
             counts: Counts::default(),
             rejected: BTreeMap::new(),
@@ -95,7 +98,10 @@ impl PeerView {
         } else if let Some(refusal) = &self.refusal {
             (PeerState::Refused, refusal_cause(refusal), Some(refusal.to_string()))
         } else if !connected {
-            let reason = last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
+            let mut reason = last_error.clone().unwrap_or_else(|| "no answer yet".to_owned());
+            if self.withheld {
+                reason.push_str("; its services are used only where no other cluster has them");
+            }
             (PeerState::Connecting, connection_cause(reader), Some(reason))
         } else if self.cluster_id.is_none() {
             let reason = format!(

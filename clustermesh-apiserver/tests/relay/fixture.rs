@@ -142,6 +142,17 @@ impl Mesh {
         self.serve(name, "127.0.0.1:0".parse().unwrap(), grants).await
     }
 
+    /// A peer, at a known address, that takes nobody's certificate: its gateway trusts an authority that signs for nobody here.
+    pub(crate) async fn peer_that_refuses(&self, name: &'static str, address: SocketAddr) -> Peer {
+        let other = Authority::generate("Cilium CA", DEFAULT_VALIDITY).unwrap();
+        let client_ca = self.path().join("other-ca.crt");
+        std::fs::write(&client_ca, other.certificate()).unwrap();
+        let identity = self.authority.gateway("kube-system", &[], DEFAULT_VALIDITY).unwrap();
+        let files = identity.write(self.path(), &format!("{name}-gateway")).unwrap();
+        let tls = TlsFiles { certificate: files.certificate, key: files.key, client_ca };
+        Peer::serve(name, address, tls, Grants::cluster_mesh(name)).await
+    }
+
     /// As [`Mesh::peer`], at a known address: a restarted one. The address may still be in use for a moment.
     pub(crate) async fn peer_at(&self, name: &'static str, address: SocketAddr) -> Peer {
         self.serve(name, address, Grants::cluster_mesh(name)).await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clustermesh_apiserver::relay::Timing;
-use clustermesh_apiserver::status::PeerState;
+use clustermesh_apiserver::status::{PeerCause, PeerState};
 
 use crate::fixture::{Alpha, Mesh, Peer, quick, until};
 
@@ -157,6 +157,44 @@ async fn services_of_a_peer_out_of_reach_are_withdrawn_after_the_ttl_and_come_ba
             .ok_or_else(|| format!("{:#?}", alpha.peer("beta")))
     })
     .await;
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_refuses_this_cluster_is_as_good_as_disconnected_until_it_takes_it_again() {
+    let mesh = Mesh::new();
+    let alpha = Alpha::start(&mesh);
+    let beta = honest(&mesh).await;
+    let address = beta.address;
+    alpha.connect("beta", address);
+    alpha.ready("beta").await;
+
+    // One that is only out of reach stays described.
+    beta.stop().await;
+    until("the loss is noticed", || {
+        let peer = alpha.peer("beta").expect("configured");
+        if peer.connected { Err(format!("{peer:#?}")) } else { Ok(()) }
+    })
+    .await;
+    assert!(alpha.value("cilium/cluster-config/beta").is_some());
+
+    let beta = mesh.peer_that_refuses("beta", address).await;
+    until("the description is withheld", || match alpha.value("cilium/cluster-config/beta") {
+        None => Ok(()),
+        Some(_) => Err(format!("{:#?}", alpha.peer("beta"))),
+    })
+    .await;
+    assert!(alpha.value("cilium/cache/services/v1/beta/app/echo").is_some(), "for whoever has no other");
+    assert!(alpha.value("cilium/cache/nodes/v1/beta/n1").is_some(), "for what is open");
+    let status = alpha.peer("beta").expect("configured");
+    assert_eq!(status.cause, PeerCause::CertificateRefused, "{status:#?}");
+    assert!(status.reason.is_some_and(|reason| reason.contains("only where no other cluster has them")));
+
+    beta.stop().await;
+    let beta = mesh.peer_at("beta", address).await;
+    tell(&beta, 2);
+    alpha.ready("beta").await;
+    assert!(alpha.value("cilium/cluster-config/beta").is_some(), "readers are told again");
     alpha.stop().await;
 }
 

@@ -168,6 +168,7 @@ impl Reporter {
         let any = followed().next().is_some();
         let state = match cluster.id {
             None => ClusterState::Unknown,
+            Some(_) if cluster.draining => ClusterState::Draining,
             Some(_) if !any || !missing.is_empty() => ClusterState::Syncing,
             Some(_) if !reader.connected() || !following => ClusterState::Stale,
             Some(_) => ClusterState::Synced,
@@ -218,6 +219,12 @@ impl Reporter {
         }
         for cluster in clusters.iter().filter(|cluster| !cluster.ready && reader.connected()) {
             problems.push(match cluster.state {
+                ClusterState::Draining => {
+                    format!(
+                        "cluster {}: it is being disconnected; what is open has until its entries go",
+                        cluster.name
+                    )
+                }
                 ClusterState::Unknown => format!(
                     "cluster {}: it has not described itself, or claims an id that another cluster holds",
                     cluster.name

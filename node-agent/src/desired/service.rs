@@ -67,24 +67,26 @@ fn candidates(
 ) -> BTreeMap<SocketAddr, Candidate> {
     let local = service.local;
     let mut all = BTreeMap::new();
-    let mut add = |backend: &Backend, cluster: u16| {
+    let mut add = |backend: &Backend, condition: Condition, cluster: u16| {
         if backend.addr.is_ipv4() != ipv4 {
             return;
         }
         for target in backend.ports.iter().filter(|target| port.is_served_by(target)) {
             all.entry(SocketAddr::new(backend.addr, target.number))
-                .or_insert(Candidate { condition: backend.condition, cluster });
+                .or_insert(Candidate { condition, cluster });
         }
     };
     for backend in &local.backends {
         if !local.node_local || backend.node.as_deref() == Some(rules.node) {
-            add(backend, 0);
+            add(backend, backend.condition, 0);
         }
     }
     if !local.node_local {
         for remote in &service.remotes {
             for backend in remote.backends.iter().filter(|backend| may_be_remote(backend.addr)) {
-                add(backend, remote.cluster_id);
+                // As good as terminating: what is open goes on, and nothing new comes while there are others.
+                let condition = if remote.draining { Condition::Terminating } else { backend.condition };
+                add(backend, condition, remote.cluster_id);
             }
         }
     }

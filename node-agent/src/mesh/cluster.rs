@@ -29,6 +29,10 @@ impl Cluster {
     pub(super) fn slices_only(&self) -> bool {
         self.config.as_ref().is_some_and(|config| config.value.slices_only)
     }
+
+    pub(super) fn draining(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.value.draining)
+    }
 }
 
 /// Cluster ids in use. Who holds an id keeps it: a peer that claims another's id gets nothing, and takes nothing away.

@@ -15,7 +15,8 @@ use super::fact::{ClusterConfig, Endpoint, LocalService, Node, RemoteService, Re
 /// One change. `None` is a deletion.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MeshEvent {
-    /// A peer describes itself. A vanished description changes nothing: what is known of the peer stays.
+    /// A peer describes itself, or is about to be let go. A vanished description alone changes nothing: what is known of
+    /// the peer stays.
     Cluster {
         /// The peer.
         cluster: Arc<str>,

@@ -228,11 +228,14 @@ pub struct Endpoint {
     pub named_ports: Option<Arc<NamedPorts>>,
 }
 
-/// What a cluster says about itself.
+/// What a cluster says about itself, and whether the own cluster is about to let it go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClusterConfig {
     /// 1..=511.
     pub id: u16,
     /// Its services come as endpoint slices alone.
     pub slices_only: bool,
+    /// It is being disconnected: no new connection goes to its backends, and what it has said stays for those that are
+    /// open.
+    pub draining: bool,
 }

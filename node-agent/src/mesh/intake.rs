@@ -113,6 +113,7 @@ impl Mesh {
         let cluster = &mut self.clusters[usize::from(number)];
         let id = config.value.id;
         let before = (cluster.id, cluster.slices_only());
+        let drained = cluster.draining();
         cluster.config = Some(config);
         if cluster.id != Some(id)
             && let Some(old) = cluster.id.take()
@@ -126,6 +127,8 @@ impl Mesh {
             // The id that was let go may be the one that another cluster waits for.
             self.settle_waiting(changes);
             changes.synced = true;
+        } else if drained != self.clusters[usize::from(number)].draining() {
+            changes.services.extend(self.clusters[usize::from(number)].services.iter().cloned());
         }
         if held {
             return Ok(());

@@ -174,6 +174,8 @@ pub struct ServiceView<'a> {
 pub struct RemoteView<'a> {
     /// The peer's id.
     pub cluster_id: u16,
+    /// It is being disconnected: its backends serve only while no others do.
+    pub draining: bool,
     /// Its backends.
     pub backends: Vec<&'a Backend>,
 }
@@ -212,6 +214,8 @@ pub struct ClusterSummary {
     pub latest: Option<Provenance>,
     /// Kinds that have been read whole.
     pub synced: BTreeSet<Resource>,
+    /// It is being disconnected.
+    pub draining: bool,
 }
 
 impl Mesh {
@@ -492,15 +496,16 @@ impl Mesh {
     fn remote_view<'a>(&'a self, number: u16, remote: &'a RemoteFacts) -> Option<RemoteView<'a>> {
         let cluster = &self.clusters[usize::from(number)];
         let cluster_id = cluster.id?;
+        let draining = cluster.draining();
         if cluster.slices_only() {
             let slices = || remote.slices.values().filter(|slice| slice.value.cluster_id == cluster_id);
             slices().next()?;
             let backends = slices().flat_map(|slice| &slice.value.backends).collect();
-            return Some(RemoteView { cluster_id, backends });
+            return Some(RemoteView { cluster_id, draining, backends });
         }
         let service = &remote.service.as_ref()?.value;
         let counts = service.cluster_id == cluster_id && service.shared && service.global;
-        counts.then(|| RemoteView { cluster_id, backends: service.backends.iter().collect() })
+        counts.then(|| RemoteView { cluster_id, draining, backends: service.backends.iter().collect() })
     }
 
     fn summary(&self, name: &Arc<str>, number: u16) -> ClusterSummary {
@@ -515,6 +520,7 @@ impl Mesh {
             services: cluster.services.len(),
             latest: cluster.latest,
             synced: cluster.synced.clone(),
+            draining: cluster.draining(),
         }
     }
 }

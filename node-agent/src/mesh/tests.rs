@@ -14,7 +14,10 @@ fn tell(mesh: &mut Mesh, event: MeshEvent) -> (Result<(), Refusal>, Changes) {
 }
 
 fn described(cluster: &str, id: u16) -> MeshEvent {
-    MeshEvent::Cluster { cluster: cluster.into(), config: ClusterConfig { id, slices_only: false } }
+    MeshEvent::Cluster {
+        cluster: cluster.into(),
+        config: ClusterConfig { id, slices_only: false, draining: false },
+    }
 }
 
 fn pod(cluster: &str, addr: &str, identity: u32, host: &str) -> MeshEvent {

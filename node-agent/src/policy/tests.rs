@@ -118,7 +118,7 @@ fn an_endpoint_of_an_earlier_run_stays_as_it_is_until_all_that_decides_has_been_
     let mut world = World::new();
     world.tell(MeshEvent::Cluster {
         cluster: "beta".into(),
-        config: ClusterConfig { id: 2, slices_only: false },
+        config: ClusterConfig { id: 2, slices_only: false, draining: false },
     });
     world.pod(3, "a", true);
     world.policy("allow", Some(from_beta()));
@@ -144,7 +144,7 @@ fn a_peer_that_cannot_be_read_is_waited_for_only_so_long() {
     let mut world = World::new();
     world.tell(MeshEvent::Cluster {
         cluster: "beta".into(),
-        config: ClusterConfig { id: 2, slices_only: false },
+        config: ClusterConfig { id: 2, slices_only: false, draining: false },
     });
     world.pod(3, "a", true);
     world.policy("allow", Some(from_beta()));
@@ -197,7 +197,7 @@ fn a_new_identity_is_an_update_of_the_endpoints_that_select_it_and_of_no_other()
     let mut world = World::read();
     world.tell(MeshEvent::Cluster {
         cluster: "beta".into(),
-        config: ClusterConfig { id: 2, slices_only: false },
+        config: ClusterConfig { id: 2, slices_only: false, draining: false },
     });
     world.policy("allow", Some(from_beta()));
     world.pod(3, "a", false);
@@ -215,7 +215,7 @@ fn an_identity_that_its_cluster_may_not_speak_of_is_none() {
     let mut world = World::read();
     world.tell(MeshEvent::Cluster {
         cluster: "beta".into(),
-        config: ClusterConfig { id: 2, slices_only: false },
+        config: ClusterConfig { id: 2, slices_only: false, draining: false },
     });
     world.policy("allow", Some(from_beta()));
     world.pod(3, "a", false);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_kvstore::Section;
-use isthmus_kvstore::reader::{Reader, ReaderStatus, SectionEvent};
+use isthmus_kvstore::reader::{Reader, ReaderStatus, SectionEvent, SectionPhase};
 use isthmus_wire::key::CLUSTER_CONFIGS;
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, MaxConnectedClusters, Prefix, validate};
 use tokio::sync::{mpsc, watch};
@@ -67,7 +67,7 @@ pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>,
                 None => false,
             },
             changed = status.changed() => {
-                changed.is_ok() && follower.forget_departed(&mut status).await
+                changed.is_ok() && follower.let_go(&mut status).await
             }
             Some(ended) = follower.tasks.join_next(), if !follower.tasks.is_empty() => match ended {
                 Err(error) if error.is_panic() => {
@@ -94,10 +94,23 @@ struct Follower {
 
 #[derive(Default)]
 struct Peer {
-    /// The gateway no longer has a description. What is known of the peer stays until its entries are deleted, too:
-    /// a gateway that was started anew may only not have reached the peer yet.
-    departed: bool,
+    /// What it last said of itself, as far as it could be used.
+    config: Option<fact::ClusterConfig>,
+    standing: Standing,
     sections: BTreeMap<Resource, Followed>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Standing {
+    /// The gateway has a description.
+    #[default]
+    Described,
+    /// It no longer has one. What is known of the peer stays until its entries are deleted, too: a gateway that was
+    /// started anew may only not have reached the peer yet.
+    Departed,
+    /// It no longer has one, and has all of the peer's services all the same: the peer was disconnected, and its entries
+    /// stay for what is open. A relay that reaches a peer for the first time describes it before it has read it whole.
+    Draining,
 }
 
 struct Followed {
@@ -119,9 +132,9 @@ impl Follower {
                     && let Some(peer) = self.peers.get_mut(&name)
                 {
                     tracing::info!(cluster = %name, "the gateway no longer knows this peer; what is known of it stays until its entries are deleted");
-                    peer.departed = true;
+                    peer.standing = Standing::Departed;
                     let mut status = self.reader.status();
-                    return self.forget_departed(&mut status).await;
+                    return self.let_go(&mut status).await;
                 }
                 (None, revision)
             }
@@ -154,7 +167,6 @@ impl Follower {
             .map_err(|error| ("incompatible", error.into()))?;
         let mode = config.capabilities.endpoint_slices_export_mode;
         let slices_only = !mode.exports_services();
-        self.peers.entry(name.clone()).or_default().departed = false;
 
         use isthmus_wire::Resource as Kind;
         let (wanted, unwanted) = if slices_only {
@@ -173,7 +185,9 @@ impl Follower {
         for (resource, kind) in always.into_iter().chain([wanted]) {
             self.follow(&name, false, resource, Prefix::Cache(kind));
         }
-        let config = fact::ClusterConfig { id: peer.id.number(), slices_only };
+        let config = fact::ClusterConfig { id: peer.id.number(), slices_only, draining: false };
+        let peer = self.peers.entry(name.clone()).or_default();
+        (peer.config, peer.standing) = (Some(config), Standing::Described);
         Ok(Some(MeshEvent::Cluster { cluster: name.as_str().into(), config }))
     }
 
@@ -196,34 +210,60 @@ impl Follower {
         sections.insert(resource, Followed { prefix: name, task });
     }
 
-    /// Forgets departed peers of which nothing is left in the store.
-    async fn forget_departed(&mut self, status: &mut watch::Receiver<ReaderStatus>) -> bool {
-        let gone: Vec<ClusterName> = {
+    /// Looks after peers without a description: those that still have all of their services are drained, those that
+    /// have nothing left are forgotten. Says whether there is still someone to tell.
+    async fn let_go(&mut self, status: &mut watch::Receiver<ReaderStatus>) -> bool {
+        let mut draining = Vec::new();
+        let mut gone = Vec::new();
+        {
             let status = status.borrow_and_update();
-            let is_empty = |followed: &Followed| {
-                status
-                    .sections
-                    .get(&*followed.prefix)
-                    .is_some_and(|section| section.synced && section.keys == 0)
-            };
-            let departed = self.peers.iter().filter(|(_, peer)| peer.departed);
-            departed
-                .filter(|(_, peer)| peer.sections.values().all(is_empty))
-                .map(|(name, _)| name.clone())
-                .collect()
-        };
+            let section = |followed: &Followed| status.sections.get(&*followed.prefix);
+            for (name, peer) in self.peers.iter_mut().filter(|(_, peer)| peer.standing != Standing::Described)
+            {
+                let is_empty = |followed: &Followed| {
+                    section(followed).is_some_and(|section| section.synced && section.keys == 0)
+                };
+                // Over this very connection, so not from before the gateway was started anew.
+                let is_followed = |resource| {
+                    peer.sections
+                        .get(&resource)
+                        .and_then(section)
+                        .is_some_and(|section| section.phase == SectionPhase::Following)
+                };
+                if peer.sections.values().all(is_empty) {
+                    gone.push(name.clone());
+                } else if peer.standing == Standing::Departed
+                    && [Resource::Services, Resource::Slices].into_iter().any(is_followed)
+                    && let Some(config) = peer.config
+                {
+                    peer.standing = Standing::Draining;
+                    draining.push((name.clone(), fact::ClusterConfig { draining: true, ..config }));
+                }
+            }
+        }
+        for (name, config) in draining {
+            tracing::info!(cluster = %name, "peer is being disconnected: nothing new goes to its services");
+            let event = MeshEvent::Cluster { cluster: name.as_str().into(), config };
+            if !self.conclude(event).await {
+                return false;
+            }
+        }
         for name in gone {
             tracing::info!(cluster = %name, "peer has left the mesh");
             for followed in self.peers.remove(&name).into_iter().flat_map(|peer| peer.sections.into_values())
             {
                 followed.task.abort();
             }
-            let event = MeshEvent::ClusterRemoved { cluster: name.as_str().into() };
-            if !self.send(event, CLUSTER_CONFIGS.trim_end_matches('/').into(), 0).await {
+            if !self.conclude(MeshEvent::ClusterRemoved { cluster: name.as_str().into() }).await {
                 return false;
             }
         }
         true
+    }
+
+    /// Sends what no entry says, but all of them together.
+    async fn conclude(&self, event: MeshEvent) -> bool {
+        self.send(event, CLUSTER_CONFIGS.trim_end_matches('/').into(), 0).await
     }
 
     async fn send(&self, event: MeshEvent, section: Arc<str>, revision: i64) -> bool {

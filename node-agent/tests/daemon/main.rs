@@ -11,7 +11,7 @@ mod sandbox;
 
 use std::collections::BTreeMap;
 
-use isthmus_node_agent::status::ClusterState;
+use isthmus_node_agent::status::{AgentStatus, ClusterState};
 use serde_json::json;
 
 use crate::place::{Agent, Place, Stored};
@@ -99,6 +99,8 @@ fn a_restarted_agent_that_reaches_nobody_keeps_what_is_there() {
         let agent = Agent::start(&place).await;
         place.fill(&place.store(), &[LOCAL], &[REMOTE]);
         place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        // One that was ended in the midst of its start leaves work to the next, gateway or not.
+        agent.until_synced().await;
         agent.stop().await;
         let before = place.dump();
         place.stop_gateway().await;
@@ -110,6 +112,40 @@ fn a_restarted_agent_that_reaches_nobody_keeps_what_is_there() {
             })
             .await;
         assert_eq!(place.dump(), before);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_peer_that_is_disconnected_gets_nothing_new_while_what_is_open_goes_on() {
+    Place::with(async |place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        agent.until_synced().await;
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        let known = place.readable().ipcache;
+
+        // The relay's first step. Its last one, when the grace period is over, takes the entries away.
+        place.store().remove("cilium/cluster-config/beta");
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+        let beta =
+            |status: &AgentStatus| status.clusters.iter().find(|it| it.name == "beta").map(|it| it.state);
+        agent.until("it says so", |status| beta(status) == Some(ClusterState::Draining)).await;
+        assert_eq!(place.readable().ipcache, known, "what is open needs the addresses");
+
+        place.store().fill_peer(&[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+
+        place.store().remove("cilium/cluster-config/beta");
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+        for resource in ["nodes", "ip", "identities", "services"] {
+            place.store().remove(&format!("cilium/synced/beta/cilium/cache/{resource}/v1"));
+            place.store().delete_prefix(&format!("cilium/cache/{resource}/v1/beta/"));
+        }
+        agent
+            .until("it has left", |status| beta(status).is_none_or(|state| state == ClusterState::Unknown))
+            .await;
+        place.eventually("its addresses are gone", |maps| !maps.ipcache.contains_key("10.2.0.1/32")).await;
         agent.stop().await;
     });
 }
@@ -171,16 +207,16 @@ fn a_malformed_entry_is_counted_and_the_rest_goes_on() {
 fn a_peer_that_has_left_the_mesh_is_forgotten_once_its_entries_are_deleted() {
     Place::with(async |place| {
         let agent = Agent::start(&place).await;
-        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
-        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        place.fill(&place.store(), &[], &[REMOTE]);
+        place.eventually_answer(&[(REMOTE, 2)]).await;
         let store = place.store();
         store.remove("cilium/cluster-config/beta");
-        // The relay may only be starting anew: the peer's services are still followed.
+        // Until they are, they are followed: nobody else has the service.
         store.put_remote(&[REMOTE, REMOTE_2]);
-        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2), (REMOTE_2, 2)]).await;
+        place.eventually_answer(&[(REMOTE, 2), (REMOTE_2, 2)]).await;
         store.delete_prefix("cilium/cache/");
         store.delete_prefix("cilium/synced/beta/");
-        place.eventually_answer(&[(LOCAL, 0)]).await;
+        place.eventually_answer(&[]).await;
         agent
             .until("beta is forgotten", |status| {
                 status.clusters.iter().all(|cluster| cluster.name != "beta" || cluster.id.is_none())

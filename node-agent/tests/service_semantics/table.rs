@@ -222,6 +222,33 @@ fn the_rest() -> Vec<Row> {
             .peer("beta", 2, beta())
             .event(MeshEvent::ClusterRemoved { cluster: "beta".into() })
             .expect(80, &[LOCAL]),
+        row("a peer that is being disconnected gets nothing new")
+            .own(local([active(LOCAL)]))
+            .peer("beta", 2, beta())
+            .event(draining("beta", 2))
+            .expect(80, &[LOCAL]),
+        row("nor does one that is preferred")
+            .own(LocalService { affinity: Affinity::Remote, ..local([active(LOCAL)]) })
+            .peer("beta", 2, beta())
+            .event(draining("beta", 2))
+            .expect(80, &[LOCAL]),
+        row("unless nobody else has the service")
+            .own(local([]))
+            .peer("beta", 2, beta())
+            .event(draining("beta", 2))
+            .expect(80, &[BETA]),
+        row("another peer is somebody else")
+            .own(local([]))
+            .peer("beta", 2, beta())
+            .peer("gamma", 3, remote(3, [active(GAMMA)]))
+            .event(draining("beta", 2))
+            .expect(80, &[GAMMA]),
+        row("one that is connected again serves again")
+            .own(local([active(LOCAL)]))
+            .peer("beta", 2, beta())
+            .event(draining("beta", 2))
+            .event(config("beta", 2, false))
+            .expect(80, &[LOCAL, BETA]),
         row("a peer that got another cluster id has what it exports under that id")
             .own(local([active(LOCAL)]))
             .peer("beta", 2, beta())
@@ -388,7 +415,14 @@ fn service_name() -> ServiceName {
 }
 
 fn config(cluster: &str, id: u16, slices_only: bool) -> MeshEvent {
-    MeshEvent::Cluster { cluster: cluster.into(), config: ClusterConfig { id, slices_only } }
+    MeshEvent::Cluster { cluster: cluster.into(), config: ClusterConfig { id, slices_only, draining: false } }
+}
+
+fn draining(cluster: &str, id: u16) -> MeshEvent {
+    MeshEvent::Cluster {
+        cluster: cluster.into(),
+        config: ClusterConfig { id, slices_only: false, draining: true },
+    }
 }
 
 fn local(backends: impl IntoIterator<Item = Backend>) -> LocalService {

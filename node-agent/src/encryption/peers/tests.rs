@@ -48,7 +48,10 @@ fn key(number: u8) -> WireguardKey {
 }
 
 fn described(cluster: &str, id: u16) -> MeshEvent {
-    MeshEvent::Cluster { cluster: cluster.into(), config: ClusterConfig { id, slices_only: false } }
+    MeshEvent::Cluster {
+        cluster: cluster.into(),
+        config: ClusterConfig { id, slices_only: false, draining: false },
+    }
 }
 
 fn node(cluster: &str, id: u16, name: &str, ip: &str, range: &str, key: WireguardKey) -> MeshEvent {
