@@ -148,7 +148,7 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
     };
     let mut secret = peer.to_secret(wanted.namespace);
     // What another writer has put there does not go by being left out.
-    if relation != Relation::Admitted && present.is_some_and(|present| says_of_admission(present)) {
+    if relation != Relation::Admitted && present.is_some_and(says_of_admission) {
         secret.annotations_mut().insert(ADMIT_ANNOTATION.into(), false.to_string());
     }
     secret.metadata.labels.get_or_insert_default().insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
