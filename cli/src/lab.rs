@@ -53,6 +53,7 @@ const RUN_EXAMPLES: &str = "Examples:
   isthmus lab run kind-scenarios/global-service --store etcd
   isthmus lab run kind-scenarios/global-service --report json > report.json
   isthmus lab run kind-scenarios/global-service --on kind
+  sudo isthmus lab run kind-scenarios/encryption --on kind
   KUBEBUILDER_ASSETS=/usr/local/kubebuilder/bin isthmus lab run kind-scenarios/global-service";
 
 /// What `run` and `up` share.
@@ -137,7 +138,8 @@ pub(crate) struct LogsArgs {
 enum On {
     /// This machine's network namespaces, with real daemons and real eBPF
     Lab,
-    /// Kubernetes in Docker: needs kind, docker and kubectl, and builds the images
+    /// Kubernetes in Docker: needs kind, docker and kubectl, and builds the images; with the steps capture and forge also root,
+    /// on the machine on which Docker runs
     Kind,
 }
 

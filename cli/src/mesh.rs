@@ -11,7 +11,7 @@ pub(crate) mod connect;
 pub(crate) mod contexts;
 pub(crate) mod disconnect;
 mod endpoints;
-mod error;
+pub(crate) mod error;
 mod exchange;
 mod facts;
 pub(crate) mod peers;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
@@ -14,6 +15,15 @@ pub(crate) fn table(header: &[&str]) -> Table {
         column.set_padding((0, 2));
     }
     table
+}
+
+/// How a command prints what came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
 }
 
 /// One JSON document on standard output.

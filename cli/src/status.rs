@@ -30,8 +30,10 @@ use crate::output::{age, duration, json, table, word};
   isthmus status --context kind-alpha,kind-beta
   isthmus status --context kind-alpha --wait --wait-duration 10m
 
-  # On a node, or in a pod, of a real cluster
+  # On a node of a real cluster
   isthmus status --agent-socket /run/isthmus/agent.sock
+
+  # On a machine whose clustermesh-apiserver runs with --api-socket
   isthmus status --apiserver-socket /run/isthmus/apiserver.sock
 
 With nothing said it is the lab that is kept, or the current context where there is none.

@@ -82,6 +82,47 @@ fn one_file_is_enough_and_the_exit_status_says_what_was_found() {
     }
 }
 
+/// A kubeconfig with these contexts, whose API servers are where nobody listens.
+fn nobody_listens(folder: &std::path::Path, contexts: &[&str]) -> String {
+    let mut text = "apiVersion: v1\nkind: Config\nclusters:\n".to_owned();
+    for context in contexts {
+        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        text += &format!("- {{name: {context}, cluster: {{server: 'http://{unused}'}}}}\n");
+    }
+    text += "users: [{name: somebody, user: {}}]\ncontexts:\n";
+    for context in contexts {
+        text += &format!("- {{name: {context}, context: {{cluster: {context}, user: somebody}}}}\n");
+    }
+    text += &format!("current-context: {}\n", contexts[0]);
+    let file = folder.join("kubeconfig");
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_is_told_and_hides_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = nobody_listens(folder.path(), &["kind-alpha", "kind-beta"]);
+    let asked = |more: &[&str]| output(&[&["troubleshoot", "beta", "--kubeconfig", &file], more].concat());
+    let unanswered = |output: &Output| {
+        assert_eq!(output.status.code(), Some(1), "{}", text(output));
+        let told = json(output)["unanswered"].as_array().cloned().unwrap_or_default();
+        told.into_iter().map(|reason| reason.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let both = unanswered(&asked(&["--context", "kind-alpha,kind-beta", "-o", "json"]));
+    assert_eq!(both.len(), 2, "{both:?}");
+    for (context, told) in ["kind-alpha", "kind-beta"].into_iter().zip(&both) {
+        assert!(told.starts_with(&format!("context {context}: ")), "{told}");
+        assert!(told.contains("refuses connections"), "{told}");
+    }
+    let current = unanswered(&asked(&["-o", "json"]));
+    assert!(current.len() == 1 && current[0].starts_with("context kind-alpha: "), "{current:?}");
+
+    let unknown = asked(&["--context", "kind-gamma"]);
+    assert_eq!(unknown.status.code(), Some(2), "{}", text(&unknown));
+    assert!(text(&unknown).contains("no such context; it has kind-alpha, kind-beta"), "{}", text(&unknown));
+}
+
 #[test]
 fn in_a_lab_every_cluster_is_asked_about_every_peer_and_every_node() {
     let folder = tempfile::tempdir().unwrap();

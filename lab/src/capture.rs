@@ -1,5 +1,6 @@
 //! What crosses the wires of a network namespace, as someone who taps them sees it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, bind, recvfrom, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -26,7 +28,8 @@ const SOCKET_BUFFER: usize = 32 << 20;
 /// A capture that goes on until [`Capture::end`], or until it is dropped.
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<io::Result<Packets>>>,
+    /// One for each interface that is listened to, or one for all.
+    threads: Vec<JoinHandle<io::Result<Packets>>>,
     within: String,
 }
 
@@ -41,24 +44,41 @@ impl NetNs {
     /// # Errors
     /// When there is no packet socket to be had.
     pub fn capture(&self) -> Result<Capture> {
-        let socket = self.run(|| {
-            let socket = socket(
-                AddressFamily::Packet,
-                SockType::Datagram,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::EthAll,
-            )?;
-            setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER)?;
-            setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
-            Ok(socket)
+        let socket = self.run(|| listen(None))?;
+        self.read([(socket, None)])
+    }
+
+    /// Captures everything that comes in or goes out by any port of a bridge from now on; by ports that it has now. A packet
+    /// between two of them is there twice.
+    ///
+    /// # Errors
+    /// When there is no such bridge, it has no ports, or there are no packet sockets to be had.
+    pub async fn capture_bridge(&self, bridge: &str) -> Result<Capture> {
+        let ports = self.netlink()?.ports(bridge).await?;
+        if ports.is_empty() {
+            return Err(LabError::invalid(format!("bridge {bridge} of {} has no ports", self.name())));
+        }
+        // A socket for each, so that what else this machine says needs not be read.
+        let sockets = self.run(move || {
+            let addresses = getifaddrs()?.filter_map(|found| found.address?.as_link_addr().copied());
+            let of_ports = addresses.filter(|address| ports.contains(&index(address)));
+            of_ports
+                .map(|port| Ok((listen(Some(&port))?, Some(index(&port)))))
+                .collect::<io::Result<Vec<_>>>()
         })?;
+        self.read(sockets)
+    }
+
+    fn read(&self, sockets: impl IntoIterator<Item = (OwnedFd, Option<u32>)>) -> Result<Capture> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new()
-            .name("capture".into())
-            .spawn(move || read(&socket, &stopped))
-            .doing(|| "starting a thread that captures")?;
-        Ok(Capture { stop, thread: Some(thread), within: self.name().to_owned() })
+        let start = |(socket, interface)| {
+            let stopped = Arc::clone(&stop);
+            let thread = std::thread::Builder::new().name("capture".into());
+            thread.spawn(move || read(&socket, interface, &stopped))
+        };
+        let threads: io::Result<_> = sockets.into_iter().map(start).collect();
+        let threads = threads.doing(|| "starting a thread that captures")?;
+        Ok(Capture { stop, threads, within: self.name().to_owned() })
     }
 }
 
@@ -69,12 +89,16 @@ impl Capture {
     /// When reading failed, or there was too much to keep: then nothing is known about what is missing.
     pub async fn end(mut self) -> Result<Packets> {
         self.stop.store(true, Ordering::Relaxed);
-        let Some(thread) = self.thread.take() else { return Ok(Packets::default()) };
-        let read = tokio::task::spawn_blocking(move || thread.join()).await;
-        match read {
-            Ok(Ok(packets)) => packets.doing(|| format!("capturing in {}", self.within)),
-            _ => Err(LabError::invalid(format!("the thread that captures in {} panicked", self.within))),
+        let threads = std::mem::take(&mut self.threads);
+        let mut all = Packets::default();
+        for thread in threads {
+            let read = tokio::task::spawn_blocking(move || thread.join()).await;
+            let Ok(Ok(packets)) = read else {
+                return Err(LabError::invalid(format!("a thread that captures in {} panicked", self.within)));
+            };
+            all.0.extend(packets.doing(|| format!("capturing in {}", self.within))?.0);
         }
+        Ok(all)
     }
 }
 
@@ -118,7 +142,7 @@ impl Packets {
     /// Those between WireGuard devices that are a part of a larger one.
     pub fn encrypted_fragments(&self) -> usize {
         // Of the WireGuard devices' packets only, and a later part has no ports: so between their hosts.
-        let hosts: std::collections::BTreeSet<[IpAddr; 2]> =
+        let hosts: BTreeSet<[IpAddr; 2]> =
             self.0.iter().filter(|p| udp_ports(p) == Some([WIREGUARD; 2])).filter_map(|p| ends(p)).collect();
         let fragment = |packet: &&Vec<u8>| match packet[0] >> 4 {
             4 => u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 && packet[9] == UDP,
@@ -132,11 +156,31 @@ impl Packets {
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
 
-fn read(socket: &OwnedFd, stop: &AtomicBool) -> io::Result<Packets> {
+/// A socket for all packets of one interface, or of all of the calling thread's namespace.
+fn listen(interface: Option<&LinkAddr>) -> io::Result<OwnedFd> {
+    let socket =
+        socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    if let Some(interface) = interface {
+        bind(socket.as_raw_fd(), interface)?;
+    }
+    setsockopt(&socket, sockopt::RcvBufForce, &SOCKET_BUFFER)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(20))?;
+    Ok(socket)
+}
+
+fn index(interface: &LinkAddr) -> u32 {
+    interface.ifindex() as u32
+}
+
+/// All packets; those of one interface alone where one is given.
+fn read(socket: &OwnedFd, interface: Option<u32>, stop: &AtomicBool) -> io::Result<Packets> {
+    // Between its making and its binding a socket hears every interface.
+    let elsewhere = |from: Option<LinkAddr>| interface.is_some() && from.as_ref().map(index) != interface;
     let mut buffer = vec![0; 128 << 10];
     let (mut packets, mut bytes) = (Vec::new(), 0);
     loop {
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
+            Ok((_, from)) if elsewhere(from) => {}
             Ok((length, _)) => {
                 bytes += length;
                 if bytes > MOST_BYTES {

@@ -147,6 +147,17 @@ impl Cluster {
         .await
     }
 
+    /// The position of a node.
+    ///
+    /// # Errors
+    /// When there is none of this name; the message lists those there are.
+    pub(crate) fn position(&self, node: &str) -> Result<usize> {
+        self.spec.nodes.iter().position(|name| name == node).ok_or_else(|| {
+            let all = self.spec.nodes.join(", ");
+            LabError::invalid(format!("cluster {} has no node {node}, only {all}", self.name()))
+        })
+    }
+
     /// The clustermesh-apiserver that a node's agent reads from.
     pub(crate) async fn gateway_of(&self, node: &str) -> Result<String> {
         let status = status::agent(&self.agent_socket(node)).await?;

@@ -1,51 +1,131 @@
 //! A node that lies: packets sent into its encryption device with whatever source it likes.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+use std::{fs, io};
 
+use isthmus_node_agent::datapath::routing::MARK;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, setsockopt,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom, sendto, setsockopt,
     socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
-use crate::error::Result;
+use crate::error::{Doing, LabError, Result};
 use crate::netns::NetNs;
 
-/// The mark that routes a packet to the encryption device, whatever the other routes say.
-const TO_DEVICE: u32 = isthmus_node_agent::datapath::routing::MARK;
+/// How long the device may take to show a packet that is sent through it.
+const SHOWN: Duration = Duration::from_secs(5);
+
+/// A node that sends through its encryption device in whatever name it likes.
+///
+/// It hands packets to the device itself, below routes and packet filters. Where those write another source into what leaves
+/// the node, as they do on kind, a lie would become the truth on the way.
+pub struct Liar {
+    socket: OwnedFd,
+    /// The device, and the family of packets.
+    device: LinkAddr,
+    to: SocketAddr,
+}
 
 impl NetNs {
-    /// Sends a UDP datagram from this node through its encryption device, in the name of `source`.
+    /// Makes this node one that lies to `destination`, through its encryption device (the interface `device`).
     ///
     /// # Errors
     /// When the node has no such device, or the kernel refuses.
-    pub fn forge(&self, source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Result<()> {
-        let packet = datagram(source, destination, payload);
-        self.run(move || {
+    pub fn liar(&self, device: &str, destination: SocketAddr) -> Result<Liar> {
+        let name = device.to_owned();
+        let (socket, device) = self.run(move || {
             // Such a socket takes whole packets, header and all.
-            let (family, flags) = match destination {
-                SocketAddr::V4(_) => (AddressFamily::Inet, SockFlag::SOCK_CLOEXEC),
-                SocketAddr::V6(_) => (AddressFamily::Inet6, SockFlag::SOCK_CLOEXEC),
-            };
-            let raw = socket(family, SockType::Raw, flags, SockProtocol::Raw)?;
-            setsockopt(&raw, sockopt::Mark, &TO_DEVICE)?;
-            let sent = match destination {
-                SocketAddr::V4(to) => {
-                    sendto(raw.as_raw_fd(), &packet, &SockaddrIn::from(to), MsgFlags::empty())
-                }
-                SocketAddr::V6(mut to) => {
-                    // The kernel wants none here.
-                    to.set_port(0);
-                    sendto(raw.as_raw_fd(), &packet, &SockaddrIn6::from(to), MsgFlags::empty())
-                }
-            }?;
-            match sent == packet.len() {
-                true => Ok(()),
-                false => Err(io::Error::other(format!("{sent} of {} bytes were sent", packet.len()))),
+            let raw = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+            Ok((raw, address_of(&name, destination)?))
+        })?;
+        Ok(Liar { socket, device, to: destination })
+    }
+}
+
+impl Liar {
+    /// Sends a UDP datagram in the name of `source`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn send(&self, source: SocketAddr, payload: &[u8]) -> Result<()> {
+        let packet = datagram(source, self.to, payload);
+        let sent = sendto(self.socket.as_raw_fd(), &packet, &self.device, MsgFlags::empty());
+        match sent.doing(|| format!("sending in the name of {source}"))? {
+            sent if sent == packet.len() => Ok(()),
+            sent => Err(LabError::invalid(format!("{sent} of {} bytes were sent", packet.len()))),
+        }
+    }
+}
+
+/// An interface of the calling thread's namespace as packet sockets name it, with the family of a destination. The kernel tells
+/// it of packets that go out by the interface, so one is sent, honestly, by the mark that routes it there.
+fn address_of(device: &str, destination: SocketAddr) -> io::Result<LinkAddr> {
+    let index = if_nametoindex(device).map_err(|_| missing(device))? as usize;
+    let heard =
+        socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    setsockopt(&heard, sockopt::ReceiveTimeout, &TimeVal::milliseconds(100))?;
+    let any: IpAddr = match destination {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let probe = UdpSocket::bind((any, 0))?;
+    setsockopt(&probe, sockopt::Mark, &MARK)?;
+    let (begun, mut buffer) = (Instant::now(), [0; 128]);
+    while begun.elapsed() < SHOWN {
+        probe.send_to(&[], destination)?;
+        while let Ok((length, Some(address))) = recvfrom::<LinkAddr>(heard.as_raw_fd(), &mut buffer) {
+            if address.ifindex() == index && is_to(&buffer[..length], destination.ip()) {
+                return Ok(address);
             }
+            if begun.elapsed() >= SHOWN {
+                break;
+            }
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("what is sent to {destination} does not go by {device}"),
+    ))
+}
+
+fn is_to(packet: &[u8], destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(to) => {
+            packet.first().is_some_and(|b| b >> 4 == 4) && packet.get(16..20) == Some(&to.octets())
+        }
+        IpAddr::V6(to) => {
+            packet.first().is_some_and(|b| b >> 4 == 6) && packet.get(24..40) == Some(&to.octets())
+        }
+    }
+}
+
+impl NetNs {
+    /// How many packets an interface of this namespace has refused for what they are. WireGuard in the kernel counts so those
+    /// that bear a source which their sender does not own.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn frame_errors(&self, interface: &str) -> Result<u64> {
+        let interface = interface.to_owned();
+        self.run(move || {
+            let all = fs::read_to_string("/proc/thread-self/net/dev")?;
+            frame_errors(&all, &interface).ok_or_else(|| missing(&interface))
         })
     }
+}
+
+/// From what procfs says of all interfaces: `name: bytes packets errs drop fifo frame ...`, of what was received first.
+fn frame_errors(all: &str, interface: &str) -> Option<u64> {
+    let of = |line: &str| line.trim_start().strip_prefix(interface)?.strip_prefix(':').map(str::to_owned);
+    all.lines().find_map(of)?.split_ascii_whitespace().nth(5)?.parse().ok()
+}
+
+fn missing(interface: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("there is no interface {interface}"))
 }
 
 fn datagram(source: SocketAddr, destination: SocketAddr, payload: &[u8]) -> Vec<u8> {
@@ -108,6 +188,19 @@ fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refused_packets_are_the_sixth_number_of_those_received() {
+        let all = "\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:  102400     100    0    0    0     0          0         0   102400     100    0    0    0     0       0          0
+isthmus_wg0: 1480  12   21    0    0    20          0         0     2960      24    0    0    0     0       0          0
+isthmus_wg01:   1   2    3    4    5     6          7         8        9      10   11   12   13    14      15         16
+";
+        assert_eq!(frame_errors(all, "isthmus_wg0"), Some(20));
+        assert_eq!(frame_errors(all, "isthmus_wg1"), None);
+    }
 
     #[test]
     fn a_datagram_of_either_family_has_right_checksums() {

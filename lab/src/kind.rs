@@ -5,7 +5,10 @@
 //! clusters meet through WireGuard alone, which needs no route: nodes of all kind clusters are in one Docker network.
 
 mod config;
+mod conntrack;
+mod daemon;
 mod daemons;
+mod hosts;
 mod images;
 pub mod needs;
 mod wires;
@@ -25,7 +28,7 @@ use crate::names::{ClusterPlan, LabName};
 use crate::report::LogTail;
 use crate::runner::objects;
 use crate::scenario::{ObjectCondition, Scenario, Until};
-use crate::spec::ClusterSpec;
+use crate::spec::{ClusterSpec, Encryption};
 
 /// kind makes a cluster in a minute or two, once it has its image.
 const CREATE: Duration = Duration::from_secs(600);
@@ -45,6 +48,7 @@ pub struct Kind {
     dir: PathBuf,
     clusters: Vec<KindCluster>,
     cut: Mutex<Vec<wires::Cut>>,
+    frozen: Mutex<Vec<daemons::Frozen>>,
 }
 
 /// One of them.
@@ -72,7 +76,7 @@ impl Kind {
             kubectl: Kubectl::new(&tools.kubectl, dir.join("kubeconfig"), &spec.name),
         });
         let clusters = clusters.collect();
-        Ok(Self { name, tools, dir, clusters, cut: Mutex::default() })
+        Ok(Self { name, tools, dir, clusters, cut: Mutex::default(), frozen: Mutex::default() })
     }
 
     /// Raises everything and returns when the clusters are joined. When it fails, or is dropped half-way, [`Kind::down`]
@@ -88,9 +92,16 @@ impl Kind {
             self.create(cluster).await?;
             self.load_images(cluster).await?;
         }
+        if needs::this_machine(scenario) {
+            // Known since there is a cluster: better now than once a step wants it.
+            self.bridge().await?;
+        }
         for cluster in &self.clusters {
             progress(&format!("Isthmus in {}", cluster.spec.name));
             self.install(cluster, scenario).await?;
+            for workload in daemons::WORKLOADS {
+                cluster.kubectl.rolled_out(workload, NAMESPACE, ROLL_OUT).await?;
+            }
         }
         progress(if scenario.connected {
             "the clusters joined, by isthmus connect"
@@ -108,6 +119,15 @@ impl Kind {
             }
         }
         Ok(())
+    }
+
+    /// Mends what steps have broken and not mended: joins what is cut, and lets go on what is paused.
+    ///
+    /// # Errors
+    /// When something cannot be mended; the rest is.
+    pub async fn mend(&self) -> Result<()> {
+        let healed = self.heal().await;
+        self.resume_all().await.and(healed)
     }
 
     /// Deletes the clusters, those that were half made, too.
@@ -205,17 +225,26 @@ impl Kind {
         command::output(rename, None, CREATE).await.map(drop)
     }
 
+    /// Starts every agent again with encryption on, off or strict, and waits until all are ready.
+    pub(crate) async fn encrypt(&self, mode: Encryption, scenario: &Scenario) -> Result<()> {
+        let scenario = Scenario { encryption: mode, ..scenario.clone() };
+        for cluster in &self.clusters {
+            self.install(cluster, &scenario).await?;
+        }
+        for cluster in &self.clusters {
+            cluster.kubectl.rolled_out(daemons::AGENT, NAMESPACE, ROLL_OUT).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies the overlay; what is there already and differs from it is changed.
     async fn install(&self, cluster: &KindCluster, scenario: &Scenario) -> Result<()> {
         let dir = self.dir.join(&cluster.spec.name);
         std::fs::create_dir_all(&dir).doing(|| format!("making {}", dir.display()))?;
         let kustomization = config::kustomization(&dir, &self.tools.repository, &cluster.spec, scenario)?;
         let file = dir.join("kustomization.yaml");
         std::fs::write(&file, kustomization.to_string()).doing(|| format!("writing {}", file.display()))?;
-        cluster.kubectl.apply_kustomization(&dir.to_string_lossy()).await?;
-        for workload in daemons::WORKLOADS {
-            cluster.kubectl.rolled_out(workload, NAMESPACE, ROLL_OUT).await?;
-        }
-        Ok(())
+        cluster.kubectl.apply_kustomization(&dir.to_string_lossy()).await
     }
 
     fn kind(&self, args: &[&str]) -> Command {

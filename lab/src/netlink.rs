@@ -1,10 +1,11 @@
 //! Links, addresses, routes and rules of one namespace, over rtnetlink.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -105,6 +106,25 @@ impl Netlink {
         let controller = self.index(bridge).await?;
         let change = LinkUnspec::new_with_name(port).controller(controller).build();
         self.handle.link().set(change).execute().await.doing(|| format!("adding {port} to {bridge}"))
+    }
+
+    /// The indices of the ports of a bridge.
+    ///
+    /// # Errors
+    /// When there is no such bridge.
+    pub async fn ports(&self, bridge: &str) -> Result<BTreeSet<u32>> {
+        let bridge_index = self.index(bridge).await?;
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .doing(|| format!("looking for the ports of {bridge} in {}", self.within))?;
+        let is_port = |attribute: &LinkAttribute| *attribute == LinkAttribute::Controller(bridge_index);
+        let ports = links.into_iter().filter(|link| link.attributes.iter().any(is_port));
+        Ok(ports.map(|link| link.header.index).collect())
     }
 
     /// Deletes a link; none there is fine.

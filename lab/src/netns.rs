@@ -15,11 +15,12 @@ use crate::error::{Doing, Result};
 /// Where named network namespaces are mounted.
 pub const NETNS_DIR: &str = "/run/netns";
 
-/// A named network namespace. Dropping it does not remove it: [`NetNs::remove`] does, and so does
+/// A network namespace, in most cases a named one. Dropping it does not remove it: [`NetNs::remove`] does, and so does
 /// [`cleanup::sweep`](crate::cleanup::sweep) for a whole lab.
 #[derive(Debug, Clone)]
 pub struct NetNs {
     name: Arc<str>,
+    path: Arc<Path>,
     file: Arc<File>,
 }
 
@@ -57,9 +58,24 @@ impl NetNs {
     /// # Errors
     /// When there is none.
     pub fn open(name: &str) -> Result<Self> {
-        let path = path_of(name);
-        let file = File::open(&path).doing(|| format!("opening network namespace {}", path.display()))?;
-        Ok(Self { name: name.into(), file: Arc::new(file) })
+        Self::at(&path_of(name), name)
+    }
+
+    /// The namespace behind a file, such as `/proc/<pid>/ns/net`; messages call it `name`.
+    ///
+    /// # Errors
+    /// When there is none, or it may not be entered.
+    pub fn at(path: &Path, name: &str) -> Result<Self> {
+        let file = File::open(path).doing(|| format!("opening network namespace {}", path.display()))?;
+        Ok(Self { name: name.into(), path: path.into(), file: Arc::new(file) })
+    }
+
+    /// The namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// When procfs is not mounted.
+    pub fn own() -> Result<Self> {
+        Self::at(Path::new("/proc/thread-self/ns/net"), "this machine")
     }
 
     /// Its name.
@@ -69,7 +85,7 @@ impl NetNs {
 
     /// Where it is mounted: what `nsenter --net=` takes.
     pub fn path(&self) -> PathBuf {
-        path_of(&self.name)
+        self.path.to_path_buf()
     }
 
     /// For netlink messages that name a namespace by descriptor.

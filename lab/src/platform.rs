@@ -1,27 +1,31 @@
 //! Where a scenario's clusters are: in a lab of this machine, or on kind. The same steps, by the same words.
 //!
-//! What a scenario does to Kubernetes objects and in pods, both can do: the lab through its own client and in its own
-//! namespaces, kind through `kubectl`. What it does to machines and wires is the lab's; of that, kind can do what
-//! [`Verb::needs_lab`](crate::scenario::Verb::needs_lab) lets pass.
+//! What a scenario does to Kubernetes objects and in pods, the lab does through its own client and in its own namespaces, kind
+//! through `kubectl`. What it does to machines and wires, kind does to the containers that its nodes are.
 
 use std::net::IpAddr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use ipnet::IpNet;
+use isthmus_node_agent::status::AgentStatus;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::Api;
 use serde_json::Value;
 use tokio::process::Child;
 
+use crate::capture::Capture;
 use crate::command;
 use crate::error::{Doing, LabError, Result};
 use crate::kind::Kind;
 use crate::kubectl::{Kubectl, Metadata};
 use crate::kubelet::PodRecord;
 use crate::lab::Lab;
+use crate::netns::NetNs;
 use crate::runner::objects::{self, Object};
-use crate::scenario::{PodRef, Until};
-use crate::{programs, wait};
+use crate::scenario::{NodeRef, PodRef, Scenario, Until};
+use crate::spec::Encryption;
+use crate::{programs, status, wait};
 
 /// A lab, or kind.
 #[derive(Clone, Copy)]
@@ -31,17 +35,6 @@ pub(crate) enum Platform<'a> {
 }
 
 impl<'a> Platform<'a> {
-    /// The lab, for what only a lab can do.
-    ///
-    /// # Errors
-    /// On kind. Scenarios with such steps are refused before anything starts, so this is not for users to see.
-    pub(crate) fn lab(self) -> Result<&'a Lab> {
-        match self {
-            Self::Lab(lab) => Ok(lab),
-            Self::Kind(_) => Err(LabError::invalid("this step needs the lab: run it with --on lab")),
-        }
-    }
-
     /// Applies a file's objects in one cluster, in order.
     pub(crate) async fn apply(self, cluster: &str, file: &std::path::Path) -> Result<()> {
         match self {
@@ -177,7 +170,15 @@ impl<'a> Platform<'a> {
     pub(crate) async fn resolve(self, daemon: &str) -> Result<String> {
         match self {
             Self::Lab(lab) => lab.resolve(daemon).await,
-            Self::Kind(_) => Ok(daemon.to_owned()),
+            Self::Kind(kind) => kind.resolve(daemon).await,
+        }
+    }
+
+    /// Ends a daemon at once, as a crash does. On kind its kubelet starts it again.
+    pub(crate) async fn kill(self, daemon: &str) -> Result<()> {
+        match self {
+            Self::Lab(lab) => lab.kill(daemon).await,
+            Self::Kind(kind) => kind.kill(daemon).await,
         }
     }
 
@@ -201,7 +202,7 @@ impl<'a> Platform<'a> {
     pub(crate) async fn pause(self, daemon: &str) -> Result<()> {
         match self {
             Self::Lab(lab) => lab.pause(daemon),
-            Self::Kind(kind) => kind.freeze(daemon, true).await,
+            Self::Kind(kind) => kind.pause(daemon).await,
         }
     }
 
@@ -209,7 +210,7 @@ impl<'a> Platform<'a> {
     pub(crate) async fn resume(self, daemon: &str) -> Result<()> {
         match self {
             Self::Lab(lab) => lab.resume(daemon),
-            Self::Kind(kind) => kind.freeze(daemon, false).await,
+            Self::Kind(kind) => kind.resume(daemon).await,
         }
     }
 
@@ -218,6 +219,95 @@ impl<'a> Platform<'a> {
         match self {
             Self::Lab(lab) => lab.restart(daemon).await,
             Self::Kind(kind) => kind.restart(daemon).await,
+        }
+    }
+
+    /// Starts every agent again with encryption on, off or strict, and waits until all are ready.
+    pub(crate) async fn encrypt(self, mode: Encryption, scenario: &Scenario) -> Result<()> {
+        match self {
+            Self::Lab(lab) => lab.encrypt(mode).await,
+            Self::Kind(kind) => kind.encrypt(mode, scenario).await,
+        }
+    }
+
+    /// Captures what crosses the wires between nodes.
+    pub(crate) async fn tap(self) -> Result<Capture> {
+        match self {
+            Self::Lab(lab) => lab.wan().capture(),
+            Self::Kind(kind) => kind.tap().await,
+        }
+    }
+
+    /// A node of the scenario.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub(crate) fn node(self, node: &NodeRef) -> Result<PlatformNode<'a>> {
+        let name = match self {
+            Self::Lab(lab) => {
+                let cluster = lab.cluster(&node.cluster)?;
+                cluster.position(&node.name)?;
+                node.name.clone()
+            }
+            Self::Kind(kind) => kind.node(node)?,
+        };
+        Ok(PlatformNode { platform: self, cluster: node.cluster.clone(), name })
+    }
+
+    /// The node that a pod is on.
+    pub(crate) fn node_of(self, cluster: &str, pod: &RunningPod) -> PlatformNode<'a> {
+        PlatformNode { platform: self, cluster: cluster.to_owned(), name: pod.node().to_owned() }
+    }
+
+    /// The network namespace of a pod.
+    pub(crate) async fn pod_netns(self, pod: &PodRef) -> Result<NetNs> {
+        match self {
+            Self::Lab(lab) => NetNs::open(&lab.name().pod_netns(&pod.cluster, &pod.namespace, &pod.name)),
+            Self::Kind(kind) => kind.pod_netns(pod).await,
+        }
+    }
+}
+
+/// A node, by the name that Kubernetes has for it.
+pub(crate) struct PlatformNode<'a> {
+    platform: Platform<'a>,
+    cluster: String,
+    name: String,
+}
+
+impl PlatformNode<'_> {
+    /// What Kubernetes calls it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its network namespace.
+    pub(crate) async fn netns(&self) -> Result<NetNs> {
+        match self.platform {
+            Platform::Lab(lab) => {
+                let cluster = lab.cluster(&self.cluster)?;
+                Ok(cluster.net().nodes[cluster.position(&self.name)?].clone())
+            }
+            Platform::Kind(kind) => kind.node_netns(&self.name).await,
+        }
+    }
+
+    /// The ranges that its pods have their addresses from.
+    pub(crate) async fn pod_ranges(&self) -> Result<Vec<IpNet>> {
+        match self.platform {
+            Platform::Lab(lab) => {
+                let cluster = lab.cluster(&self.cluster)?;
+                Ok(cluster.net().plan.pod_ranges(cluster.position(&self.name)?))
+            }
+            Platform::Kind(kind) => kind.pod_ranges(&self.cluster, &self.name).await,
+        }
+    }
+
+    /// What its agent says of itself.
+    pub(crate) async fn agent(&self) -> Result<AgentStatus> {
+        match self.platform {
+            Platform::Lab(lab) => status::agent(&lab.cluster(&self.cluster)?.agent_socket(&self.name)).await,
+            Platform::Kind(kind) => kind.agent_status(&self.name).await,
         }
     }
 }

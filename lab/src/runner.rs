@@ -228,7 +228,7 @@ impl Runner<'_> {
                 if p.one_way { Ok(()) } else { platform.cut(&p.to, &p.from).await }
             }
             Verb::Heal => platform.heal().await,
-            Verb::Kill(daemon) => platform.lab()?.kill(&self.find(daemon).await?).await,
+            Verb::Kill(daemon) => platform.kill(&self.find(daemon).await?).await,
             Verb::Pause(daemon) => platform.pause(&self.find(daemon).await?).await,
             Verb::Resume(daemon) => platform.resume(&self.found(daemon).await?).await,
             Verb::Restart(daemon) => platform.restart(&self.found(daemon).await?).await,
@@ -238,7 +238,7 @@ impl Runner<'_> {
             Verb::Capture(capture) => self.capture(capture, report).await,
             Verb::Forge(forge) => self.forge(forge).await,
             Verb::RotateKey(rotation) => self.rotate_key(rotation).await,
-            Verb::Encryption(mode) => platform.lab()?.encrypt(*mode).await,
+            Verb::Encryption(mode) => platform.encrypt(*mode, self.scenario).await,
             Verb::Connects(connects) => self.connects(connects).await,
             Verb::Flow(flow) => self.flow(flow).await,
             Verb::GoesOn(goes_on) => self.goes_on(goes_on).await,

@@ -36,7 +36,9 @@ pub(super) async fn play(args: RunArgs) -> Result<ExitCode> {
         () = interrupted => Err(LabError::Interrupted),
     };
     if args.keep && outcome.is_ok() {
+        let mended = kind.mend().await;
         keep(&kind);
+        mended?;
     } else {
         kind.down().await?;
     }

@@ -1,7 +1,7 @@
 //! Writes Secrets, once it is known that all of them can be written: half a connection helps nobody.
 
-use isthmus_crds::SecretVersion;
 use isthmus_crds::peer::{ADMIT_ANNOTATION, Relation};
+use isthmus_crds::{MANAGED_BY_LABEL, SecretVersion};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -35,7 +35,14 @@ async fn write(api: &Api, step: &Step, dry_run: bool) -> Result<Secret, Refusal>
     params.force = step.force;
     let secrets = api.namespaced::<Secret>();
     let name = step.name();
-    let written = secrets.patch(&name, &params, &Patch::Apply(manifest(step))).await;
+    let mut manifest = manifest(step);
+    // What is replaced is what was looked at. If that is another one by now, so may be the decision.
+    if step.change == Change::Updated
+        && let Some(present) = &step.present
+    {
+        manifest["metadata"]["resourceVersion"] = json!(present.resource_version);
+    }
+    let written = secrets.patch(&name, &params, &Patch::Apply(manifest)).await;
     written.map_err(|error| api.refused(format!("write Secret {}/{name}", api.namespace), error))
 }
 
@@ -51,8 +58,27 @@ pub(crate) fn manifest(step: &Step) -> serde_json::Value {
     manifest
 }
 
-fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
+/// The Secret as somebody else applies it. Who that is keeps it from then on, and not this command.
+pub(crate) fn manifest_to_keep(step: &Step) -> serde_json::Value {
+    let mut manifest = manifest(step);
+    if let Some(labels) = manifest["metadata"]["labels"].as_object_mut() {
+        labels.remove(MANAGED_BY_LABEL);
+    }
+    manifest
+}
+
+/// Why a Secret was not written, and what to do.
+pub(crate) fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
     let (problem, advice) = match refusal.status().map(|status| status.code) {
+        Some(409) if step.change == Change::Updated => (
+            format!(
+                "Secret {}/{} was changed by somebody else since it was looked at: {}",
+                api.namespace,
+                step.name(),
+                refusal.problem()
+            ),
+            "give the command again: it looks at what is there now".to_owned(),
+        ),
         Some(409) => (
             format!(
                 "Secret {}/{} was written by somebody else, and differs: {}",
@@ -91,5 +117,72 @@ pub(crate) async fn delete(api: &Api, secret: &Secret) -> Result<(), Refusal> {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(api.refused(format!("delete Secret {}/{name}", api.namespace), error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
+    use isthmus_kube_api::{Config, KubeApi};
+    use k8s_openapi::api::core::v1::Namespace;
+    use kube::Client;
+    use kube::api::PostParams;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn secret(endpoint: &str, authority: &str) -> Secret {
+        serde_json::from_value(json!({
+            "metadata": {"name": "peer-beta"}, "type": "isthmus.io/peer",
+            "stringData": {"cluster-name": "beta", "endpoints": endpoint, "ca.crt": authority},
+        }))
+        .expect("a Secret")
+    }
+
+    fn authority() -> String {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        params.self_signed(&key).expect("a certificate").pem()
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_since_it_was_looked_at_is_not_replaced() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let kubernetes = KubeApi::serve(listener, Config::default()).expect("an API");
+        let server = format!("http://{}", kubernetes.addresses()[0]);
+        let config = kube::Config::new(server.parse().expect("a URL"));
+        let client = Client::try_from(config).expect("a client");
+        let namespace = "isthmus-system".to_owned();
+        let api = Api { context: "kind-alpha".into(), server, namespace, client, certificate_ends: None };
+        let named =
+            serde_json::from_value(json!({"metadata": {"name": api.namespace}})).expect("a Namespace");
+        api.global::<Namespace>().create(&PostParams::default(), &named).await.expect("a namespace");
+        let secrets = api.namespaced::<Secret>();
+        let authority = authority();
+        let looked_at = secret("https://192.0.2.1:2379", &authority);
+        let looked_at = secrets.create(&PostParams::default(), &looked_at).await.expect("a Secret");
+        let mut step = Step {
+            context: api.context.clone(),
+            peer: "beta".parse().expect("a name"),
+            secret: secret("https://192.0.2.2:2379", &authority),
+            wanted: PeerSecret::parse(&looked_at).expect("a peer"),
+            present: SecretVersion::of(&looked_at.metadata),
+            change: Change::Updated,
+            force: true,
+        };
+        let held = json!({"metadata": {"annotations": {CONNECT_ANNOTATION: "false"}}});
+        let held = secrets.patch("peer-beta", &PatchParams::default(), &Patch::Merge(held)).await;
+
+        let finding = rehearse(&api, &step).await.expect_err("it is another one by now");
+        let says = "Secret isthmus-system/peer-beta was changed by somebody else since it was looked at";
+        assert!(finding.problem.starts_with(says), "{finding:?}");
+        let refusal = apply(&api, &step).await.expect_err("it is another one by now");
+        assert_eq!(refusal.status().map(|status| status.code), Some(409), "{refusal}");
+        step.present = SecretVersion::of(&held.expect("a Secret").metadata);
+        rehearse(&api, &step).await.expect("it is the one that was looked at");
+        let written = apply(&api, &step).await.expect("it is the one that was looked at");
+        assert!(written.is_some() && written != step.present, "{written:?}");
     }
 }

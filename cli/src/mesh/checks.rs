@@ -91,10 +91,8 @@ pub(crate) fn of_cluster(facts: &Facts) -> Vec<Finding> {
                 "Isthmus is not installed: there is no {map}, and no Deployment or StatefulSet {} beside it",
                 names::APISERVER
             ),
-            format!(
-                "install it: `kubectl --context {} apply -k kustomize/overlays/production`; or give --namespace",
-                facts.context
-            ),
+            "install it, with a name and an id for the cluster (kustomize/README.md shows the overlay to write); or give \
+             --namespace",
         )),
         Published::Missing => findings.push(Finding::error(
             context,

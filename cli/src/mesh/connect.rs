@@ -170,7 +170,20 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let versions = write(&clusters, &steps, quiet).await?;
+    let versions = match write(&clusters, &steps, quiet).await {
+        Ok(versions) => versions,
+        Err(Stopped { written, finding }) => {
+            report.secrets.truncate(written);
+            if quiet {
+                report.findings.push(finding);
+                json(&report);
+            } else {
+                tell(&finding);
+                note("isthmus: what was written before stays; give the command again to go on");
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     if !args.wait {
         print(&report, quiet);
         return Ok(ExitCode::SUCCESS);
@@ -181,7 +194,7 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
     report.waiting = outcomes.iter().filter_map(still_waiting).collect();
     print(&report, quiet);
     if end != End::Reached && !quiet {
-        unfinished(end, &report, args.wait_duration);
+        unfinished(end, &report, &names, args.wait_duration);
     }
     Ok(if end == End::Reached { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -323,22 +336,29 @@ fn api_of<'a>(clusters: &'a [Option<Cluster>], step: &Step) -> Option<&'a Api> {
     clusters.iter().flatten().map(|cluster| &cluster.api).find(|api| api.context == step.context)
 }
 
+/// Where writing ended.
+struct Stopped {
+    /// So many steps are done.
+    written: usize,
+    /// Why the next one is not.
+    finding: Finding,
+}
+
 /// Writes the Secrets. The versions that say what they are to say, in the order of the steps.
 async fn write(
     clusters: &[Option<Cluster>],
     steps: &[Step],
     quiet: bool,
-) -> Result<Vec<Option<SecretVersion>>, MeshError> {
+) -> Result<Vec<Option<SecretVersion>>, Stopped> {
     let mut versions = Vec::new();
     for step in steps {
         let Some(api) = api_of(clusters, step) else {
             versions.push(None);
             continue;
         };
-        let version = apply::apply(api, step).await.map_err(|refusal| {
-            MeshError::Invalid(format!(
-                "{refusal}\nWhat was written before stays; give the command again to go on"
-            ))
+        let version = apply::apply(api, step).await.map_err(|refusal| Stopped {
+            written: versions.len(),
+            finding: apply::finding(api, step, &refusal),
         })?;
         if !quiet {
             let (context, namespace, change) = (&step.context, &api.namespace, step.change);
@@ -429,7 +449,7 @@ fn print(report: &Report, quiet: bool) {
 /// The Secrets as documents, each under the context that it is for.
 fn manifests(steps: &[Step]) -> Result<String, MeshError> {
     let documents = steps.iter().map(|step| {
-        let text = serde_norway::to_string(&apply::manifest(step))
+        let text = serde_norway::to_string(&apply::manifest_to_keep(step))
             .map_err(|error| MeshError::Invalid(format!("{}: {error}", step.name())))?;
         let (context, peer) = (&step.context, &step.peer);
         let says = match reads(step) {
@@ -450,14 +470,15 @@ fn would(change: Change) -> &'static str {
     }
 }
 
-fn unfinished(end: End, report: &Report, within: Duration) {
+fn unfinished(end: End, report: &Report, contexts: &[String], within: Duration) {
     match end {
         End::TimedOut => note(&format!("isthmus: not connected within {} s:", within.as_secs())),
         _ => note("isthmus: interrupted; not connected yet:"),
     }
     report.waiting.iter().for_each(|why| note(&format!("  - {why}")));
-    note(
+    note(&format!(
         "The Secrets stay, and the clusters go on trying. Give the command again to wait on; `isthmus disconnect` takes \
-         them apart; `isthmus troubleshoot` looks for the cause.",
-    );
+         them apart; `isthmus troubleshoot --context {}` looks for the cause.",
+        contexts.join(",")
+    ));
 }

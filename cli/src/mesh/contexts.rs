@@ -82,6 +82,11 @@ impl Contexts {
 
     /// A client for a context. No request is made yet.
     pub(crate) async fn open(&self, context: &str) -> Result<Api, MeshError> {
+        self.open_within(context, ANSWER).await
+    }
+
+    /// The same, for what may be silent for longer.
+    pub(crate) async fn open_within(&self, context: &str, answer: Duration) -> Result<Api, MeshError> {
         let Some(named) = self.kubeconfig.contexts.iter().find(|named| named.name == context) else {
             return Err(MeshError::NoSuchContext { context: context.to_owned(), known: self.known() });
         };
@@ -90,8 +95,8 @@ impl Contexts {
         let config = kube::Config::from_custom_kubeconfig(self.kubeconfig.clone(), &options).await;
         let mut config = config.map_err(|error| unusable(chain(&error)))?;
         config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(ANSWER);
-        config.write_timeout = Some(ANSWER);
+        config.read_timeout = Some(answer);
+        config.write_timeout = Some(answer);
         // Connections are used again after seconds of idling between polls.
         config.reset_reader_on_write = true;
         // Waiting is ours to do, and to tell.

@@ -12,14 +12,14 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::apply;
-use super::connect::{Output, still_waiting};
+use super::connect::still_waiting;
 use super::contexts::{Api, Contexts, KubeArgs};
 use super::error::MeshError;
 use super::exchange::{about, is_ours, maker};
 use super::facts::{self, Published};
 use super::topology::{ConnectionMode, links};
 use super::wait::{self, End, Goal, Wait};
-use crate::output::{duration, json, note};
+use crate::output::{Format, duration, json, note};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -66,8 +66,8 @@ pub(crate) struct DisconnectArgs {
     #[arg(long, default_value = "10m", value_parser = duration)]
     wait_duration: Duration,
     /// How to print it
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 #[derive(Debug, Serialize)]
@@ -157,7 +157,7 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
     let mut names = vec![contexts.or_current(args.context.as_deref())?];
     names.extend(args.destination_context.iter().cloned());
     let clusters = open(&contexts, &names).await?;
-    let quiet = args.output == Output::Json;
+    let quiet = args.output == Format::Json;
     let tasks = tasks(&clusters, &args).await?;
     let mut report = Report { gone: None, secrets: Vec::new(), waiting: Vec::new() };
     for task in &tasks {

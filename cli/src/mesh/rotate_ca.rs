@@ -24,13 +24,13 @@ use serde_json::json;
 
 use self::step::{Next, next};
 use super::apply;
-use super::connect::{Output, still_waiting};
+use super::connect::still_waiting;
 use super::contexts::{Api, KubeArgs};
 use super::error::MeshError;
 use super::exchange::{self, Change, FIELD_MANAGER, Step, Wanted, about};
 use super::facts::{self, Published};
 use super::wait::{self, End, Goal, Wait};
-use crate::output::{duration, json, note};
+use crate::output::{Format, duration, json, note};
 
 /// How often the leader's progress is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -72,8 +72,8 @@ pub(crate) struct RotateCaArgs {
     #[arg(long, default_value = "15m", value_parser = duration)]
     wait_duration: Duration,
     /// How to print it
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 #[derive(Debug, Serialize)]
@@ -205,7 +205,7 @@ impl Rotating<'_> {
     }
 
     fn tell(&self, what: &str) {
-        if self.args.output == Output::Table {
+        if self.args.output == Format::Table {
             note(&format!("{}: {what} ...", self.cluster));
         }
     }
@@ -260,7 +260,7 @@ impl Rotating<'_> {
                     let line = format!("{}: {}", seen.state, seen.message);
                     // What it said before it was asked is of no interest.
                     let news = !seen.message.is_empty() && begun.elapsed() > POLL / 2 && line != told;
-                    if news && self.args.output == Output::Table {
+                    if news && self.args.output == Format::Table {
                         note(&format!("{:>6.1}s  {line}", begun.elapsed().as_secs_f64()));
                         told = line;
                     }
@@ -311,7 +311,7 @@ impl Rotating<'_> {
             let known = wait::peers(&peer.api).await?;
             let known = known.iter().find(|known| known.name_any() == self.cluster);
             let secret = apply::apply(&peer.api, step).await?;
-            if self.args.output == Output::Table {
+            if self.args.output == Format::Table {
                 note(&format!(
                     "{}: Secret {}/{} {}",
                     peer.api.context,
@@ -327,7 +327,7 @@ impl Rotating<'_> {
                 waits.push(Wait { api: &peer.api, peer: step.peer.clone(), goal });
             }
         }
-        let quiet = self.args.output == Output::Json;
+        let quiet = self.args.output == Format::Json;
         let (end, outcomes) = wait::until(&waits, self.args.wait_duration, quiet).await;
         let left: Vec<String> = outcomes.iter().filter_map(still_waiting).collect();
         Ok((end != End::Reached).then_some(left))
@@ -374,7 +374,7 @@ async fn info(api: &Api) -> Result<ClusterInfo, MeshError> {
 }
 
 fn print(report: &Report, args: &RotateCaArgs) {
-    if args.output == Output::Json {
+    if args.output == Format::Json {
         return json(report);
     }
     let Report { cluster, state, .. } = report;

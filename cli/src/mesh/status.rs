@@ -174,13 +174,22 @@ impl Answers {
             };
             problems.add(
                 format!("peer {} {what}: {}", peer.peer, peer.message),
-                format!("isthmus troubleshoot {}", peer.peer),
+                troubleshoot(&peer.peer, &problems.context, &problems.namespace),
             );
         }
         // A cluster that does not answer would say so to every question.
         problems.found.dedup_by(|a, b| a.hint == b.hint && a.problem.ends_with(after_colon(&b.problem)));
         (status, problems.found)
     }
+}
+
+/// The command that looks for the cause in this cluster.
+fn troubleshoot(peer: &str, context: &str, namespace: &str) -> String {
+    let elsewhere = match namespace {
+        names::DEFAULT_NAMESPACE => String::new(),
+        other => format!(" --namespace {other}"),
+    };
+    format!("isthmus troubleshoot {peer} --context {context}{elsewhere}")
 }
 
 fn after_colon(problem: &str) -> &str {
@@ -257,7 +266,9 @@ impl Problems {
             None if leader.is_some_and(Leader::is_there) => {}
             None => self.add(
                 format!("there is no Deployment or StatefulSet {}/{}", self.namespace, names::APISERVER),
-                format!("kubectl --context {} apply -k kustomize/overlays/production", self.context),
+                "install it, with a name and an id for the cluster (kustomize/README.md shows the overlay to write); or \
+                 give --namespace"
+                    .into(),
             ),
         }
     }
@@ -368,6 +379,21 @@ mod tests {
 
     fn problems(answers: Answers) -> Vec<String> {
         answers.judge().1.into_iter().map(|problem| problem.problem).collect()
+    }
+
+    #[test]
+    fn where_to_go_on_is_a_command_for_that_cluster() {
+        let peer = serde_json::from_value(serde_json::json!({
+            "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer",
+            "metadata": {"name": "beta"}, "spec": {"source": "Secret"},
+        }));
+        let peer = PeerStatus::of("kind-alpha", &peer.expect("a ClusterPeer"));
+        let hint = |namespace: &str| {
+            let answers = Answers { peers: Ok(vec![peer.clone()]), namespace: namespace.into(), ..well() };
+            answers.judge().1.into_iter().map(|problem| problem.hint).collect::<Vec<_>>()
+        };
+        assert_eq!(hint("isthmus-system"), ["isthmus troubleshoot beta --context kind-alpha"]);
+        assert_eq!(hint("mesh"), ["isthmus troubleshoot beta --context kind-alpha --namespace mesh"]);
     }
 
     #[test]

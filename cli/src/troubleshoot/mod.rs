@@ -17,22 +17,26 @@ use isthmus_node_agent::encryption::ReachReport;
 use serde::Serialize;
 
 use self::nodes::Silent;
-use self::place::{Daemon, NoAnswer, Place};
+use self::place::{Daemon, Found, NoAnswer, Place};
+use crate::mesh::MeshError;
+use crate::mesh::contexts::KubeArgs;
 
 const EXAMPLES: &str = "Examples:
   # Everything about the clusters of the lab that is kept
   isthmus troubleshoot
 
-  # Why alpha does not get beta's services
-  isthmus troubleshoot beta --context alpha
+  # Of real clusters: why alpha does not get beta's services, and everything about two of them
+  isthmus troubleshoot beta --context kind-alpha
+  isthmus troubleshoot --context kind-alpha,kind-beta
 
-  # On a machine or in a pod of a real cluster
+  # On a machine whose daemons run with --api-socket
   isthmus troubleshoot --apiserver-socket /run/isthmus/apiserver.sock --agent-socket /run/isthmus/agent.sock
 
   # From here, without a running apiserver and without Kubernetes
   isthmus troubleshoot --config ./beta.yaml
   isthmus troubleshoot --peers-dir /var/lib/cilium/clustermesh beta
 
+With nothing said it is the lab that is kept, or the current context where there is none.
 The exit status is 0 if nothing failed, 1 if something did, 2 if the question makes no sense.";
 
 #[derive(Debug, Args)]
@@ -50,12 +54,11 @@ pub(crate) struct TroubleshootArgs {
     /// The API socket of a node-agent, to ask which nodes it reaches; may be given several times
     #[arg(long, value_name = "PATH", conflicts_with_all = ["context", "config", "peers_dir"])]
     agent_socket: Vec<PathBuf>,
-    /// The kubeconfig context of a cluster, whose pods are asked through the Kubernetes API; may be given several times
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "peers_dir"])]
+    /// Contexts of the kubeconfig, separated by commas: the clusters' pods are asked through their Kubernetes APIs
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["config", "peers_dir"])]
     context: Vec<String>,
-    /// The namespace that Isthmus runs in, with --context
-    #[arg(long, value_name = "NAME", default_value = "isthmus-system")]
-    namespace: String,
+    #[command(flatten)]
+    kube: KubeArgs,
     /// Ask from here by one client configuration file
     #[arg(long, value_name = "FILE", conflicts_with = "peers_dir")]
     config: Option<PathBuf>,
@@ -113,7 +116,7 @@ async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
         let report = from_here(args).await?;
         return Ok(Everything { outcome: report.outcome(), reports: vec![report], unanswered: Vec::new() });
     }
-    let (apiservers, agents) = daemons(args).await?;
+    let Found { apiservers, agents, missing } = daemons(args).await?;
     let reports = join_all(apiservers.iter().map(|apiserver| report(apiserver, &args.peers)));
     // Each on its own, and both at once: neither waits for the other.
     let (reports, reached) = tokio::join!(reports, join_all(agents.iter().map(reach)));
@@ -127,11 +130,8 @@ async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
     }
     // Replicas that wait for their turn know nothing of peers; where nobody else knows, that is what is wrong.
     let answered = !all.is_empty();
-    let unanswered: Vec<String> = refusals
-        .into_iter()
-        .filter(|refused| !(refused.standby && answered))
-        .map(|refused| refused.reason)
-        .collect();
+    let refusals = refusals.into_iter().filter(|refused| !(refused.standby && answered));
+    let unanswered: Vec<String> = missing.into_iter().chain(refusals.map(|refused| refused.reason)).collect();
     let (mut reaches, mut silent) = (Vec::new(), Vec::new());
     for (agent, answer) in agents.iter().zip(reached) {
         match answer {
@@ -143,7 +143,7 @@ async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
     }
     if !agents.is_empty() {
         for report in &mut all {
-            nodes::add(report, &reaches, &silent, &args.namespace, args.peers.is_empty());
+            nodes::add(report, &reaches, &silent, &args.kube.namespace, args.peers.is_empty());
         }
     }
     let worst = all.iter().map(Report::outcome).max().unwrap_or(Outcome::Passed);
@@ -170,16 +170,19 @@ async fn from_here(args: &TroubleshootArgs) -> Result<Report> {
     probe::from_files(&flags).await.map_err(LabError::invalid)
 }
 
-/// The daemons to ask: apiservers and node-agents.
-async fn daemons(args: &TroubleshootArgs) -> Result<(Vec<Daemon>, Vec<Daemon>)> {
-    if !args.context.is_empty() {
-        let (mut apiservers, mut agents) = (Vec::new(), Vec::new());
-        for context in &args.context {
-            let found = place::in_cluster(context, &args.namespace).await?;
-            apiservers.extend(found.0);
-            agents.extend(found.1);
+impl TroubleshootArgs {
+    fn means_kubernetes(&self) -> bool {
+        if self.lab.is_some() || !self.apiserver_socket.is_empty() || !self.agent_socket.is_empty() {
+            return false;
         }
-        return Ok((apiservers, agents));
+        !self.context.is_empty() || self.kube.kubeconfig.is_some() || isthmus_lab::state::labs().is_empty()
+    }
+}
+
+/// The daemons to ask: apiservers and node-agents.
+async fn daemons(args: &TroubleshootArgs) -> Result<Found> {
+    if args.means_kubernetes() {
+        return in_clusters(args).await.map_err(|error| LabError::invalid(error.to_string()));
     }
     if !args.apiserver_socket.is_empty() || !args.agent_socket.is_empty() {
         let at = |socket: &PathBuf| Daemon {
@@ -187,10 +190,11 @@ async fn daemons(args: &TroubleshootArgs) -> Result<(Vec<Daemon>, Vec<Daemon>)> 
             cluster: None,
             place: Place::Socket(socket.clone()),
         };
-        return Ok((
-            args.apiserver_socket.iter().map(at).collect(),
-            args.agent_socket.iter().map(at).collect(),
-        ));
+        return Ok(Found {
+            apiservers: args.apiserver_socket.iter().map(at).collect(),
+            agents: args.agent_socket.iter().map(at).collect(),
+            missing: Vec::new(),
+        });
     }
     let lab = crate::lab::choose(args.lab.clone())?;
     let dir = StateDir::of(&lab);
@@ -213,7 +217,21 @@ async fn daemons(args: &TroubleshootArgs) -> Result<(Vec<Daemon>, Vec<Daemon>)> 
             place: Place::Socket(dir.agent_socket(&cluster.name, node)),
         })
     });
-    Ok((apiservers.collect(), agents.collect()))
+    Ok(Found { apiservers: apiservers.collect(), agents: agents.collect(), missing: Vec::new() })
+}
+
+/// Those of the clusters that contexts name. One that does not answer hides no other.
+async fn in_clusters(args: &TroubleshootArgs) -> std::result::Result<Found, MeshError> {
+    let contexts = args.kube.contexts()?;
+    let names = if args.context.is_empty() { vec![contexts.current()?] } else { args.context.clone() };
+    let mut all = Found::default();
+    for found in join_all(names.iter().map(|name| place::in_cluster(&contexts, name))).await {
+        let found = found?;
+        all.apiservers.extend(found.apiservers);
+        all.agents.extend(found.agents);
+        all.missing.extend(found.missing);
+    }
+    Ok(all)
 }
 
 /// What an apiserver says about the named peers, or about all. Nothing if all that were named are itself.

@@ -5,14 +5,17 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use isthmus_lab::{LabError, Result};
+use isthmus_crds::names;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
-use kube::config::KubeConfigOptions;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
+
+use crate::mesh::MeshError;
+use crate::mesh::contexts::Contexts;
+use crate::mesh::error::Refusal;
 
 /// Longest answer that is read.
 const MOST: u64 = 16 << 20;
@@ -56,15 +59,19 @@ impl std::fmt::Debug for Place {
 }
 
 /// The apiservers and node-agents of the cluster that a kubeconfig context names.
-pub(super) async fn in_cluster(context: &str, namespace: &str) -> Result<(Vec<Daemon>, Vec<Daemon>)> {
-    let refused = |error: &dyn std::fmt::Display| LabError::invalid(format!("context {context}: {error}"));
-    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-    let config = kube::Config::from_kubeconfig(&options).await.map_err(|error| refused(&error))?;
-    let client = Client::try_from(config).map_err(|error| refused(&error))?;
-    let pods: Api<Pod> = Api::namespaced(client, namespace);
-    let running = async |app: &str, port| {
-        let found = pods.list(&ListParams::default().labels(&format!("{NAME_LABEL}={app}"))).await;
-        let found = found.map_err(|error| refused(&error))?;
+///
+/// # Errors
+/// The kubeconfig has no such context, or one that leads nowhere. That the cluster does not answer is in [`Found::missing`].
+pub(super) async fn in_cluster(contexts: &Contexts, context: &str) -> std::result::Result<Found, MeshError> {
+    let api = contexts.open(context).await?;
+    // A forwarded port is silent for as long as a probe takes.
+    let patient = contexts.open_within(context, DEADLINE).await?;
+    let running = async |app: &str, port: u16| {
+        let of_app = ListParams::default().labels(&format!("{NAME_LABEL}={app}"));
+        let found = api.namespaced::<Pod>().list(&of_app).await;
+        let found = found.map_err(|error| {
+            api.refused(format!("list Pods of {app} in namespace {}", api.namespace), error)
+        })?;
         let running = found
             .into_iter()
             .filter(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
@@ -72,18 +79,39 @@ pub(super) async fn in_cluster(context: &str, namespace: &str) -> Result<(Vec<Da
             name: format!("{context}: {}", pod.name_any()),
             // The daemon's own answer says what its cluster is called; a context may be called anything.
             cluster: None,
-            place: Place::Pod { pods: Box::new(pods.clone()), pod: pod.name_any(), port },
+            place: Place::Pod { pods: Box::new(patient.namespaced()), pod: pod.name_any(), port },
         });
-        Result::Ok(daemons.collect::<Vec<_>>())
+        Ok::<_, Refusal>(daemons.collect::<Vec<_>>())
     };
-    let apiservers = running("clustermesh-apiserver", APISERVER_PORT).await?;
-    if apiservers.is_empty() {
-        return Err(LabError::invalid(format!(
-            "context {context}: no clustermesh-apiserver runs in the namespace {namespace}; look at \
-             `kubectl --context {context} -n {namespace} get pods`, or give --namespace"
-        )));
+    let (apiservers, agents) =
+        tokio::join!(running(names::APISERVER, APISERVER_PORT), running(names::NODE_AGENT, AGENT_PORT));
+    let mut found = Found::default();
+    match apiservers {
+        Ok(apiservers) if apiservers.is_empty() => found.missing.push(format!(
+            "context {context}: no {} runs in the namespace {namespace}; look at `kubectl --context {context} -n \
+             {namespace} get pods`, or give --namespace",
+            names::APISERVER,
+            namespace = api.namespace
+        )),
+        Ok(apiservers) => found.apiservers = apiservers,
+        Err(refusal) => found.missing.push(refusal.to_string()),
     }
-    Ok((apiservers, running("isthmus-node-agent", AGENT_PORT).await?))
+    match agents {
+        Ok(agents) => found.agents = agents,
+        // Why the cluster does not answer is told once.
+        Err(refusal) if found.missing.is_empty() => found.missing.push(refusal.to_string()),
+        Err(_) => {}
+    }
+    Ok(found)
+}
+
+/// The daemons to ask.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) apiservers: Vec<Daemon>,
+    pub(super) agents: Vec<Daemon>,
+    /// Those that should be there, and why they cannot be asked.
+    pub(super) missing: Vec<String>,
 }
 
 /// Why there is no answer.

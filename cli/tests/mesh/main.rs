@@ -11,8 +11,10 @@ use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret, Relation};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use cluster::{Cluster, DEADLINE, NAMESPACE, Setup, info};
 
@@ -262,7 +264,7 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
     world
         .isthmus(CONNECT)
         .await
-        .fails_saying(&["✗ kind-beta: Isthmus is not installed", "kubectl --context kind-beta apply"]);
+        .fails_saying(&["✗ kind-beta: Isthmus is not installed", "kustomize/README.md"]);
     let gone = "connect --context kind-alpha --destination-context kind-gone,kind-none";
     world.isthmus(gone).await.fails_saying(&[
         "✗ kind-gone: cannot ask for the version: http://127.0.0.1:",
@@ -275,6 +277,53 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
     assert_eq!(world.isthmus("connect").await.code, 2);
     let status = world.isthmus("status --context kind-gone").await;
     assert!(status.code == 1 && status.out.contains("refuses connections"), "{status}");
+}
+
+/// A proxy that leads to one address, whatever it is asked for. Where it listens.
+async fn proxy_to(server: &str) -> std::net::SocketAddr {
+    let server = server.trim_start_matches("http://").to_owned();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut client = BufReader::new(client);
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert_ne!(client.read_line(&mut head).await.unwrap(), 0, "{head}");
+                }
+                assert!(head.starts_with("CONNECT kubernetes.invalid:6443 "), "{head}");
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_behind_a_proxy_is_reached_through_it() {
+    let world = World::start().await;
+    let proxy = proxy_to(&world.alpha.server).await;
+    let server = "http://kubernetes.invalid:6443";
+    let kubeconfig = |cluster: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "far",
+            "clusters": [{"name": "far", "cluster": cluster}], "users": [{"name": "me", "user": {}}],
+            "contexts": [{"name": "far", "context": {"cluster": "far", "user": "me"}}],
+        })
+    };
+    let file = world.folder.path().join("proxied");
+    let peers = format!("peers --kubeconfig {} -o json", file.display());
+    let proxied = json!({"server": server, "proxy-url": format!("http://{proxy}")});
+    std::fs::write(&file, kubeconfig(proxied).to_string()).unwrap();
+    let answer = world.isthmus(&peers).await;
+    assert!(answer.code == 0 && answer.json()["ready"] == true, "{answer}");
+
+    std::fs::write(&file, kubeconfig(json!({"server": server})).to_string()).unwrap();
+    assert_eq!(world.isthmus(&peers).await.code, 1, "there is no such host");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -415,6 +464,22 @@ async fn a_dry_run_writes_nothing_and_says_what_would_be_written() {
     let dry = world.isthmus(&format!("{CONNECT} --dry-run")).await;
     assert!(dry.code == 0 && dry.out.contains("would be created"), "{dry}");
     assert!(world.alpha.secret("peer-beta").await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_in_a_repository_is_not_taken_over_by_the_command_that_wrote_it_down() {
+    let world = World::start().await;
+    let written = world.isthmus(&format!("{CONNECT} --dry-run -o yaml")).await;
+    let first = serde_norway::Deserializer::from_str(&written.out).next().expect("a document");
+    let kept = Value::deserialize(first).unwrap();
+    assert_eq!(kept["metadata"]["name"], "peer-beta", "{written}");
+    let params = PatchParams::apply("argocd-controller");
+    world.alpha.namespaced::<Secret>().patch("peer-beta", &params, &Patch::Apply(&kept)).await.unwrap();
+    let same = world.isthmus(CONNECT).await;
+    assert_eq!(same.code, 0, "it says what it would say: {same}");
+
+    world.beta.publish(&info("beta", 2)).await;
+    world.isthmus(CONNECT).await.fails_saying(&["peer-beta was made by argocd-controller", "--force"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,7 +27,7 @@ mod txn;
 mod watch;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ impl Gateway {
     ) -> Result<Self, GatewayError> {
         let failed = |source| GatewayError::Listen { address: listen, source };
         let tls = Handshakes::new(tls.into())?;
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let listener = bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let shutdown = CancellationToken::new();
         let connections = Connections {
@@ -157,6 +157,23 @@ impl Gateway {
         self.tasks.close();
         self.tasks.wait().await;
     }
+}
+
+async fn bind(listen: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(listen).await {
+        Err(error) => match without_ipv6(listen, &error) {
+            Some(instead) => TcpListener::bind(instead).await,
+            None => Err(error),
+        },
+        bound => bound,
+    }
+}
+
+/// What all addresses (`[::]`) are on a machine whose kernel was told to have no IPv6 (`ipv6.disable=1`).
+fn without_ipv6(listen: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let all = listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let none = error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    (all && none).then(|| (Ipv4Addr::UNSPECIFIED, listen.port()).into())
 }
 
 fn routes(
@@ -221,5 +238,21 @@ async fn accept(listener: TcpListener, connections: Arc<Connections>, tasks: Tas
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_where_there_is_no_ipv6() {
+        let none = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+        let instead = |listen: &str, error| without_ipv6(listen.parse().expect("an address"), error);
+        assert_eq!(instead("[::]:2379", &none), "0.0.0.0:2379".parse().ok());
+        for one in ["[::1]:2379", "[2001:db8::1]:2379", "0.0.0.0:2379"] {
+            assert_eq!(instead(one, &none), None, "{one} is what was asked for");
+        }
+        assert_eq!(instead("[::]:2379", &io::ErrorKind::AddrInUse.into()), None);
     }
 }

@@ -9,7 +9,7 @@ use super::needs::OVERLAY;
 use crate::error::{Doing, Result};
 use crate::names::{ClusterPlan, Families};
 use crate::scenario::Scenario;
-use crate::spec::ClusterSpec;
+use crate::spec::{ClusterSpec, Encryption};
 
 /// How many apiservers the component for several has.
 pub(super) const HIGHLY_AVAILABLE: usize = 3;
@@ -72,17 +72,29 @@ pub(super) fn kustomization(
             "patch": json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": flag}]).to_string(),
         }));
     }
-    let mut kustomization = json!({
+    let mut components = Vec::new();
+    if spec.replicas == HIGHLY_AVAILABLE {
+        components.push("high-availability");
+    }
+    match scenario.encryption {
+        Encryption::On => {}
+        Encryption::Strict => components.push("encryption-strict"),
+        Encryption::Off => patches.push(json!({
+            "target": {"kind": "DaemonSet", "name": "isthmus-node-agent"},
+            "patch": json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--encryption=off"}]).to_string(),
+        })),
+    }
+    let components: Result<Vec<PathBuf>> = components
+        .into_iter()
+        .map(|component| relative(dir, &repository.join("kustomize/components").join(component)))
+        .collect();
+    Ok(json!({
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [base],
+        "components": components?,
         "patches": patches,
-    });
-    if spec.replicas == HIGHLY_AVAILABLE {
-        let component = repository.join("kustomize/components/high-availability");
-        kustomization["components"] = json!([relative(dir, &component)?]);
-    }
-    Ok(kustomization)
+    }))
 }
 
 /// Every two clusters of which either names the other as its peer, once.

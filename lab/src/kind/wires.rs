@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::Node;
 
 use super::{Kind, KindCluster, NAMESPACE};
@@ -33,19 +33,23 @@ impl Kind {
         let mut all = self.cut.lock().await;
         // Written down first: what fails half-way is healed as well.
         all.extend(cuts.iter().cloned());
-        try_join_all(cuts.iter().map(|cut| self.route(cut, "replace"))).await.map(drop)
+        try_join_all(cuts.iter().map(|cut| self.route(cut, &["replace", "blackhole"]))).await.map(drop)
     }
 
     /// Joins everything that was cut.
     pub(crate) async fn heal(&self) -> Result<()> {
         let cuts = std::mem::take(&mut *self.cut.lock().await);
-        try_join_all(cuts.iter().map(|cut| self.route(cut, "delete"))).await.map(drop)
+        // All of them, whatever becomes of the others. One that was not made after all is no error.
+        let healed =
+            join_all(cuts.iter().map(|cut| self.route(cut, &["flush", "type", "blackhole", "exact"])));
+        healed.await.into_iter().collect()
     }
 
-    async fn route(&self, cut: &Cut, verb: &str) -> Result<()> {
+    async fn route(&self, cut: &Cut, verb: &[&str]) -> Result<()> {
         let to = host_net(cut.to).to_string();
         let family = if cut.to.is_ipv4() { "-4" } else { "-6" };
-        self.docker(&["exec", &cut.node, "ip", family, "route", verb, "blackhole", &to]).await.map(drop)
+        let command = [&["ip", family, "route"], verb, &[to.as_str()]].concat();
+        self.on_node(&cut.node, &command).await.map(drop)
     }
 }
 

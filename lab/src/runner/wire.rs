@@ -5,24 +5,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use isthmus_node_agent::encryption::publication::{ROTATE, ROTATION, RotationReport, RotationState};
-use k8s_openapi::api::core::v1::Node;
-use kube::Api;
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
 
-use super::Runner;
 use super::curl::Curl;
+use super::{LONGEST_CHECK, Runner};
 use crate::capture::Packets;
-use crate::cluster::Cluster;
-use crate::error::{Doing, LabError, Result};
+use crate::error::{LabError, Result};
+use crate::forge::Liar;
 use crate::images::Answer;
-use crate::lab::Lab;
 use crate::netns::NetNs;
-use crate::platform::RunningPod;
+use crate::platform::{Platform, PlatformNode, RunningPod};
 use crate::report::{Captured, StepReport, Tally};
 use crate::scenario::{Capture, Forge, Plaintext, PodRef, RotateKey};
-use crate::{status, wait};
+use crate::{command, wait};
 
 /// The port that forged packets go to. Nobody needs to listen: they are looked for before that.
 const PORT: u16 = 7007;
@@ -34,13 +28,13 @@ const UNDER_WAY: Duration = Duration::from_millis(100);
 impl Runner<'_> {
     /// Sends requests with a word that stands nowhere else, and looks for it, and for the answers, on every wire.
     pub(super) async fn capture(&mut self, step: &Capture, report: &mut StepReport) -> Result<()> {
-        let lab = self.platform.lab()?;
+        let platform = self.platform;
         let word = format!("word-{:x}", chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default());
-        let curl = Curl::new(self.platform, &step.target).await?.saying(&word);
+        let curl = Curl::new(platform, &step.target).await?.saying(&word);
         self.node = Some(format!("{}/{}", step.target.from.cluster, curl.node()));
         let deadline = Instant::now() + step.within.unwrap_or_default();
         loop {
-            let capture = lab.wan().capture()?;
+            let capture = platform.tap().await?;
             let (mut tally, mut answers) = (Tally::default(), Vec::new());
             for _ in 0..step.count {
                 let outcome = curl.ask().await;
@@ -50,7 +44,7 @@ impl Runner<'_> {
             let packets = capture.end().await?;
             let outcome = tally.check(&step.answers);
             report.requests = Some(tally);
-            let addresses = addresses(lab, &step.target.from, curl.pod(), &answers);
+            let addresses = addresses(platform, &step.target.from, curl.pod(), &answers).await;
             let seen = seen(&packets, &word, addresses, &answers);
             report.captured = Some(seen.clone());
             let judged = judge(step.plaintext, &seen);
@@ -66,63 +60,45 @@ impl Runner<'_> {
         }
     }
 
-    /// Asks for another key as `isthmus rotate-key` does, and waits until the node says that its peers use it.
+    /// Runs `isthmus rotate-key`, which waits until the node says that its peers use the new key alone.
     pub(super) async fn rotate_key(&mut self, step: &RotateKey) -> Result<()> {
-        let cluster = self.platform.lab()?.cluster(&step.node.cluster)?;
-        self.node = Some(step.node.to_string());
-        let nodes: Api<Node> = Api::all(cluster.client());
-        let id = format!("lab-{:x}", chrono::Utc::now().timestamp_nanos_opt().unwrap_or_default());
-        let patch = Patch::Merge(json!({"metadata": {"annotations": {ROTATE: id}}}));
-        let asked = nodes.patch(&step.node.name, &PatchParams::default(), &patch).await;
-        asked.doing(|| format!("asking {} for another key", step.node))?;
-        wait::until(format!("{} to have another key", step.node), step.within, || async {
-            let node = nodes.get(&step.node.name).await.map_err(|e| e.to_string())?;
-            let said = node.metadata.annotations.unwrap_or_default().remove(ROTATION);
-            let said = said.ok_or("the node says nothing about it")?;
-            let report: RotationReport = serde_json::from_str(&said).map_err(|e| e.to_string())?;
-            match report.state {
-                RotationState::Done if report.id == id => Ok(()),
-                _ => Err(said),
-            }
-        })
-        .await
-    }
-
-    /// How many packets the device of a node has dropped since they bore an address that their sender does not own.
-    async fn forged(&self, cluster: &Cluster, node: &str) -> Result<u64> {
-        let status = status::agent(&cluster.agent_socket(node)).await?;
-        Ok(status.encryption.counters.get(FORGED).copied().unwrap_or_default())
+        let node = self.platform.node(&step.node)?;
+        self.node = Some(format!("{}/{}", step.node.cluster, node.name()));
+        let mut isthmus = command::isthmus("rotate-key", &self.platform.kubeconfig())?;
+        isthmus.args([node.name(), "--context", &step.node.cluster]);
+        isthmus.arg("--timeout").arg(step.within.as_secs().max(1).to_string());
+        command::output(isthmus, None, step.within + LONGEST_CHECK).await.map(drop)
     }
 
     /// A node sends in another pod's name, and in the name of one of its own. The pod they are for gets only the latter.
     pub(super) async fn forge(&mut self, step: &Forge) -> Result<()> {
-        let liar = self.platform.lab()?.cluster(&step.node.cluster)?;
-        let position = liar.nodes().iter().position(|node| *node == step.node.name);
-        let position = position.ok_or_else(|| {
-            LabError::invalid(format!("cluster {} has no node {}", liar.name(), step.node.name))
-        })?;
-        let from = &liar.net().nodes[position];
-        let cluster = self.platform.lab()?.cluster(&step.to.cluster)?;
-        let victim = cluster.pod(&step.to.namespace, &step.to.name)?;
-        self.node = Some(format!("{}/{}", cluster.name(), victim.node));
-        let namespace =
-            self.platform.lab()?.name().pod_netns(&step.to.cluster, &step.to.namespace, &step.to.name);
-        let inside = NetNs::open(&namespace)?;
-        let named = self.platform.lab()?.cluster(&step.source.cluster)?;
-        let named = named.pod(&step.source.namespace, &step.source.name)?;
-        let before = self.forged(cluster, &victim.node).await?;
+        let platform = self.platform;
+        let (victim, named) = (platform.pod(&step.to).await?, platform.pod(&step.source).await?);
+        self.node = Some(format!("{}/{}", step.to.cluster, victim.node()));
+        let node = platform.node(&step.node)?;
+        let (from, ranges) = (node.netns().await?, node.pod_ranges().await?);
+        let device = node.agent().await?.encryption.interface;
+        let (guard, inside) =
+            (platform.node_of(&step.to.cluster, &victim), platform.pod_netns(&step.to).await?);
+        let before = dropped(&guard).await?;
         let mut sent = 0;
-        for destination in &victim.addresses {
+        for destination in victim.addresses() {
             let like = |address: &&IpAddr| address.is_ipv4() == destination.is_ipv4();
-            let Some(lie) = named.addresses.iter().find(like) else { continue };
-            let Some(truth) = own_address(liar, position, *destination) else { continue };
+            let Some(lie) = named.addresses().iter().find(like) else { continue };
+            let Some(truth) = own_address(&ranges, *destination) else { continue };
             let (lie, truth) = (SocketAddr::new(*lie, PORT), SocketAddr::new(truth, PORT));
-            let to = SocketAddr::new(*destination, PORT);
-            send_until_honest(from, &inside, lie, truth, to, step).await?;
+            let liar = from.liar(&device, SocketAddr::new(*destination, PORT))?;
+            send_until_honest(&liar, &inside, lie, truth, step).await?;
             sent += u64::from(step.count);
         }
+        if sent == 0 {
+            return Err(LabError::invalid(format!(
+                "{} and {} have no addresses of the same family as pods of {} have",
+                step.source, step.to, step.node
+            )));
+        }
         wait::until("the dropped packets to be counted", step.within, || async {
-            match self.forged(cluster, &victim.node).await.map_err(|e| e.to_string())? - before {
+            match dropped(&guard).await.map_err(|e| e.to_string())?.saturating_sub(before) {
                 counted if counted >= sent => Ok(()),
                 counted => Err(format!("{counted} of {sent} are")),
             }
@@ -131,21 +107,29 @@ impl Runner<'_> {
     }
 }
 
+/// How many packets the device of a node has dropped since they bore an address that their sender does not own: by our own
+/// device's counter, or by the interface's where the device is the kernel's.
+async fn dropped(node: &PlatformNode<'_>) -> Result<u64> {
+    let status = node.agent().await?.encryption;
+    match status.mode.as_deref() {
+        Some("kernel") => node.netns().await?.frame_errors(&status.interface),
+        _ => Ok(status.counters.get(FORGED).copied().unwrap_or_default()),
+    }
+}
+
 /// An address of one of the node's own pods, or of one that could be.
-fn own_address(cluster: &Cluster, node: usize, like: IpAddr) -> Option<IpAddr> {
-    let ranges = cluster.net().plan.pod_ranges(node);
-    ranges.into_iter().find(|range| range.addr().is_ipv4() == like.is_ipv4()).map(|range| match range {
+fn own_address(pods: &[IpNet], like: IpAddr) -> Option<IpAddr> {
+    pods.iter().find(|range| range.addr().is_ipv4() == like.is_ipv4()).map(|range| match range {
         IpNet::V4(range) => (u32::from(range.network()) + 250).to_be_bytes().into(),
         IpNet::V6(range) => (u128::from(range.network()) + 250).to_be_bytes().into(),
     })
 }
 
 async fn send_until_honest(
-    from: &NetNs,
+    liar: &Liar,
     inside: &NetNs,
     lie: SocketAddr,
     truth: SocketAddr,
-    to: SocketAddr,
     step: &Forge,
 ) -> Result<()> {
     let (false_word, true_word) = (b"in another's name".as_slice(), b"in its own name".as_slice());
@@ -153,9 +137,9 @@ async fn send_until_honest(
     loop {
         let capture = inside.capture()?;
         for _ in 0..step.count {
-            from.forge(lie, to, false_word)?;
+            liar.send(lie, false_word)?;
         }
-        from.forge(truth, to, true_word)?;
+        liar.send(truth, true_word)?;
         tokio::time::sleep(UNDER_WAY).await;
         let packets = capture.end().await?;
         let forged = packets.with(false_word);
@@ -170,18 +154,29 @@ async fn send_until_honest(
             return Err(LabError::invalid(format!(
                 "not even the packets in its own name ({}) arrived at {}: so it is not known whether the others were dropped for theirs",
                 truth.ip(),
-                to.ip()
+                step.to
             )));
         }
     }
 }
 
 /// The addresses of the client and of the pods that answered it.
-fn addresses(lab: &Lab, from: &PodRef, client: &RunningPod, answers: &[Answer]) -> BTreeSet<IpAddr> {
-    // One that has ended meanwhile is found by its name alone.
-    let of = |a: &Answer| lab.cluster(&a.cluster).and_then(|c| c.pod(&from.namespace, &a.pod)).ok();
-    let answering = answers.iter().filter_map(of).flat_map(|record| record.addresses);
-    client.addresses().iter().copied().chain(answering).collect()
+async fn addresses(
+    platform: Platform<'_>,
+    from: &PodRef,
+    client: &RunningPod,
+    answers: &[Answer],
+) -> BTreeSet<IpAddr> {
+    let mut addresses: BTreeSet<IpAddr> = client.addresses().iter().copied().collect();
+    let pods: BTreeSet<(&str, &str)> = answers.iter().map(|a| (a.cluster.as_str(), a.pod.as_str())).collect();
+    for (cluster, pod) in pods {
+        let pod = PodRef { cluster: cluster.into(), namespace: from.namespace.clone(), name: pod.into() };
+        // One that has ended meanwhile is found by its name alone.
+        if let Ok(pod) = platform.pod(&pod).await {
+            addresses.extend(pod.addresses());
+        }
+    }
+    addresses
 }
 
 fn seen(packets: &Packets, word: &str, addresses: BTreeSet<IpAddr>, answers: &[Answer]) -> Captured {

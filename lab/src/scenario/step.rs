@@ -9,7 +9,6 @@ use super::action::{
     Annotate, Apply, Capture, Connect, Delete, EndTraffic, Exec, Forge, Heal, Observe, Partition, Plaintext,
     Request, RotateKey, Scale, Shows, Status, Target, Traffic, Until, Wait,
 };
-use crate::programs;
 use crate::spec::Encryption;
 
 /// Instead of a daemon's name, behind a cluster's: the clustermesh-apiserver that leads.
@@ -208,23 +207,6 @@ impl Verb {
             Self::Attempts(a) => known([&a.from.cluster, &a.to.cluster], clusters, "attempts"),
             Self::EndTraffic(_) | Self::Heal | Self::Encryption(_) => Ok(()),
             Self::GoesOn(_) | Self::Cut(_) | Self::EndAttempts(_) => Ok(()),
-        }
-    }
-
-    /// What makes it a step that only a lab can do; `None` when kind can do it as well.
-    pub fn needs_lab(&self) -> Option<&'static str> {
-        let pod =
-            |daemon: &str| daemon.ends_with(programs::APISERVER) || daemon.ends_with(programs::NODE_AGENT);
-        match self {
-            Self::Kill(_) => Some("a kubelet starts at once what was killed"),
-            Self::Pause(daemon) | Self::Resume(daemon) | Self::Restart(daemon) if !pod(daemon) => {
-                Some("on kind it is no pod of its own")
-            }
-            Self::Capture(_) => Some("it taps every wire"),
-            Self::Forge(_) => Some("it sends packets as a node would that lies"),
-            Self::RotateKey(_) => Some("it names a node of the lab"),
-            Self::Encryption(_) => Some("it starts every agent with other flags"),
-            _ => None,
         }
     }
 

@@ -1,10 +1,11 @@
 //! `cargo xtask kustomize`: renders the installation in every way it is meant to be put together, and looks for what the
 //! Kubernetes API would take and nobody would want: a flag that its program does not know, a Secret that nobody makes, a
-//! selector that selects nothing, a container with rights that it was never to have.
+//! selector that selects nothing, a container with rights that it was never to have, members that would not believe each other.
 //!
 //! That each object is well-formed is for the API to say: `lab/kube-api/tests/kustomize.rs` hands all of them to one.
 
 mod comments;
+mod members;
 mod object;
 mod pods;
 mod programs;
@@ -79,6 +80,7 @@ impl Kustomize {
 fn check(objects: &Objects, programs: &Programs, known: &rbac::Known) -> anyhow::Result<Vec<Finding>> {
     let mut findings = pods::check(objects);
     findings.extend(references::check(objects));
+    findings.extend(members::check(objects));
     findings.extend(rbac::check(objects, known));
     findings.extend(programs.check(objects)?);
     findings.sort();

@@ -151,7 +151,7 @@ fn words(command: &Value) -> impl Iterator<Item = String> {
 }
 
 /// Puts in the variables, as the kubelet does.
-fn expand(objects: &Objects, container: &Value, word: &str) -> Result<String, String> {
+pub(super) fn expand(objects: &Objects, container: &Value, word: &str) -> Result<String, String> {
     let mut expanded = String::new();
     let mut rest = word;
     while let Some((before, after)) = rest.split_once("$(") {
