@@ -160,6 +160,21 @@ fn agent_problems(agent: &AgentStatus) -> Vec<String> {
     problems
 }
 
+/// The columns of the table of peers.
+const PEERS: [&str; 11] = [
+    "CLUSTER",
+    "PEER",
+    "ID",
+    "STATE",
+    "CONNECTED",
+    "AGE",
+    "LAG",
+    "NODES",
+    "IDENTITIES",
+    "ENDPOINTS",
+    "SERVICES",
+];
+
 fn print(mesh: &MeshStatus) {
     if !mesh.apiservers.is_empty() {
         let mut clusters = table(&[
@@ -174,19 +189,7 @@ fn print(mesh: &MeshStatus) {
             "SERVICES",
             "POLICIES",
         ]);
-        let mut peers = table(&[
-            "CLUSTER",
-            "PEER",
-            "ID",
-            "STATE",
-            "CONNECTED",
-            "AGE",
-            "LAG",
-            "NODES",
-            "IDENTITIES",
-            "ENDPOINTS",
-            "SERVICES",
-        ]);
+        let mut peers = table(&PEERS);
         for apiserver in &mesh.apiservers {
             let counts = &apiserver.exporter.counts;
             clusters.add_row([
@@ -215,6 +218,11 @@ fn print(mesh: &MeshStatus) {
                     peer.counts.endpoints.to_string(),
                     peer.counts.services.to_string(),
                 ]);
+            }
+            for peer in &apiserver.admitted {
+                // It may read, and nothing is read from it.
+                let known = [apiserver.cluster.as_str(), &peer.name, "-", "admitted"].map(str::to_owned);
+                peers.add_row(known.into_iter().chain(std::iter::repeat_n("-".to_owned(), PEERS.len() - 4)));
             }
         }
         say!("{clusters}\n");

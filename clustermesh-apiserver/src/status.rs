@@ -38,6 +38,9 @@ pub struct ApiserverStatus {
     pub exporter: ExportStatus,
     /// The peers, by name.
     pub peers: Vec<PeerStatus>,
+    /// The clusters that may read from this one, and from which nothing is read.
+    #[serde(default)]
+    pub admitted: Vec<AdmittedPeer>,
     /// Files in the peer directory that cannot be used, and why.
     pub refused_files: BTreeMap<String, String>,
     /// Secrets of peers that cannot be used, `namespace/name`, and why.
@@ -209,6 +212,22 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// When that was.
     pub last_failure: Option<DateTime<Utc>>,
+}
+
+/// A cluster that may read from this one, while nothing is read from it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdmittedPeer {
+    /// Its cluster name.
+    pub name: String,
+    /// What says so.
+    pub source: PeerOrigin,
+    /// The version of the Secret that says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_secret: Option<SecretVersion>,
+    /// Why it may not, although that is asked for, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What configures a peer.

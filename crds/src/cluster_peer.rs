@@ -12,6 +12,8 @@ pub const CONNECTED: &str = "Connected";
 pub const SYNCED: &str = "Synced";
 /// Condition: both, and the peer takes part in the mesh. What `kubectl wait --for=condition=Ready` waits for.
 pub const READY: &str = "Ready";
+/// Condition, the only one of a peer of which nothing is read: it may read from this cluster.
+pub const ADMITTED: &str = "Admitted";
 
 /// Where a peer's configuration comes from.
 ///
@@ -28,6 +30,8 @@ pub const READY: &str = "Ready";
     status = "ClusterPeerStatus",
     derive = "PartialEq",
     doc = "How the connection to another cluster of the mesh is. Written by Isthmus; it configures nothing.",
+    printcolumn = r#"{"name": "Relation", "type": "string", "jsonPath": ".spec.relation",
+        "description": "Connected: this cluster reads from the peer. Admitted: only the peer reads from this cluster."}"#,
     printcolumn = r#"{"name": "ID", "type": "integer", "jsonPath": ".status.clusterID"}"#,
     printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Ready')].reason"}"#,
@@ -44,6 +48,20 @@ pub struct ClusterPeerSpec {
     /// The Secret that does, if it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretName>,
+    /// Whether the peer is read from, or may only read from this cluster.
+    #[serde(default)]
+    pub relation: PeerRelation,
+}
+
+/// What a peer is to a cluster: it is read from (`Connected`), or it may read from the cluster while nothing is read from it
+/// (`Admitted`), of which there is nothing that could be ready or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PeerRelation {
+    /// It is read from.
+    #[default]
+    Connected,
+    /// It may read.
+    Admitted,
 }
 
 /// What configures a peer: a `Secret` of type `isthmus.io/peer`, or a file in the `Directory` of etcd client
@@ -85,11 +103,11 @@ pub struct ClusterPeerStatus {
     /// The endpoint in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// The version of the Secret that the connection is made by, or the last one was. One that cannot be used is never named
-    /// here, and none is if no Secret configures the peer.
+    /// The version of the Secret that the connection is made by, or the last one was, or that the peer is admitted by. One
+    /// that cannot be used is never named here, and none is if no Secret configures the peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_secret: Option<SecretVersion>,
-    /// Connected, Synced and Ready.
+    /// Connected, Synced and Ready; of a peer that is admitted, and of which nothing is read, Admitted alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -187,7 +205,10 @@ mod tests {
             "apiVersion": "isthmus.io/v1alpha1",
             "kind": "ClusterPeer",
             "metadata": {"name": "beta"},
-            "spec": {"source": "Secret", "secret": {"namespace": "isthmus-system", "name": "peer-beta"}},
+            "spec": {
+                "source": "Secret", "secret": {"namespace": "isthmus-system", "name": "peer-beta"},
+                "relation": "Connected",
+            },
             "status": {
                 "clusterID": 2,
                 "endpoint": "https://192.0.2.1:2379",
@@ -210,6 +231,7 @@ mod tests {
         let peer: ClusterPeer = serde_json::from_value(value.clone()).unwrap();
         assert!(peer.is(READY));
         assert!(!peer.is(SYNCED), "a condition that is not there is not true");
+        assert_eq!(peer.spec.relation, PeerRelation::Connected);
         assert_eq!(serde_json::to_value(&peer).unwrap(), value);
     }
 
@@ -242,6 +264,9 @@ mod tests {
         assert_eq!(version["subresources"], json!({"status": {}}));
         let schema = &version["schema"]["openAPIV3Schema"]["properties"];
         assert_eq!(schema["spec"]["properties"]["source"]["enum"], json!(["Secret", "Directory"]));
+        let relation = &schema["spec"]["properties"]["relation"];
+        assert_eq!(relation["enum"], json!(["Connected", "Admitted"]));
+        assert_eq!(relation["default"], "Connected", "one that an earlier version wrote");
         assert_eq!(
             schema["status"]["properties"]["conditions"]["x-kubernetes-list-map-keys"],
             json!(["type"])

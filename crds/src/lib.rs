@@ -31,8 +31,8 @@ pub use cilium_identity::{CiliumIdentity, MANAGED_BY, MANAGED_BY_LABEL, POD_NAME
 pub use cilium_node::{CiliumNode, CiliumNodeSpec, HealthSpec, IngressSpec, IpamSpec, NodeAddress};
 pub use cluster_info::{ClusterInfo, ClusterInfoError};
 pub use cluster_peer::{
-    CONNECTED, ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerSource, READY, SYNCED,
-    SecretName, SecretVersion,
+    ADMITTED, CONNECTED, ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerRelation,
+    PeerSource, READY, SYNCED, SecretName, SecretVersion,
 };
 pub use policy::{CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy};
 

@@ -27,6 +27,8 @@ pub const CA_SECRET_TYPE: &str = "isthmus.io/ca";
 pub const NEXT_CERTIFICATE_KEY: &str = "next.crt";
 /// Key of [`CA_SECRET`]: during a rotation, the private key of the authority that comes next.
 pub const NEXT_KEY_KEY: &str = "next.key";
+/// Key of [`CA_SECRET`]: at the end of a rotation, the certificate of the authority that is to be trusted no more.
+pub const FORMER_CERTIFICATE_KEY: &str = "former.crt";
 
 /// Key of a Secret: a certificate, PEM.
 pub const CERTIFICATE_KEY: &str = "tls.crt";

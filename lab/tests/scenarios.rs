@@ -94,6 +94,11 @@ async fn clusters_are_connected_and_taken_apart_by_annotations_and_no_request_fa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_cluster_reads_from_another_that_only_lets_it_in() {
+    run("one-way", "s-one-way", Store::Memory).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_of_three_apiservers_is_killed_and_one_hangs_and_nothing_is_lost() {
     run("high-availability", "s-ha", Store::Memory).await;
 }

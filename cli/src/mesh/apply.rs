@@ -1,6 +1,6 @@
 //! Writes Secrets, once it is known that all of them can be written: half a connection helps nobody.
 
-use isthmus_crds::peer::CONNECT_ANNOTATION;
+use isthmus_crds::peer::{ADMIT_ANNOTATION, Relation};
 use isthmus_crds::{MANAGED_BY_LABEL, SecretVersion};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -97,11 +97,15 @@ pub(crate) fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
     Finding::error(&[&api.context], problem, advice)
 }
 
-/// Tells a cluster to stop reading from a peer.
-pub(crate) async fn disconnect(api: &Api, secret: &Secret) -> Result<(), Refusal> {
+/// Tells a cluster what a peer is to it from now on.
+pub(crate) async fn relate(api: &Api, secret: &Secret, relation: Relation) -> Result<(), Refusal> {
     let name = secret.name_any();
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    let patch = json!({"metadata": {"annotations": {CONNECT_ANNOTATION: "false"}}});
+    let mut annotations = json!(relation.annotations());
+    if relation != Relation::Admitted {
+        annotations[ADMIT_ANNOTATION] = serde_json::Value::Null;
+    }
+    let patch = json!({"metadata": {"annotations": annotations}});
     let done = api.namespaced::<Secret>().patch(&name, &params, &Patch::Merge(patch)).await;
     done.map(|_| ()).map_err(|error| api.refused(format!("annotate Secret {}/{name}", api.namespace), error))
 }
@@ -118,7 +122,7 @@ pub(crate) async fn delete(api: &Api, secret: &Secret) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use isthmus_crds::peer::PeerSecret;
+    use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
     use isthmus_kube_api::{Config, KubeApi};
     use k8s_openapi::api::core::v1::Namespace;
     use kube::Client;

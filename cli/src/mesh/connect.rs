@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use futures::future::join_all;
 use isthmus_crds::SecretVersion;
-use isthmus_crds::peer::{PeerEndpoint, wants_connection};
+use isthmus_crds::peer::{PeerEndpoint, Relation};
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -15,8 +15,8 @@ use super::checks::{self, Allowances, Finding, Level};
 use super::contexts::{Api, Contexts, KubeArgs};
 use super::endpoints::{self, GivenEndpoint};
 use super::error::MeshError;
-use super::exchange::{self, Change, Reads, Step, Wanted};
-use super::facts::{Facts, Identity};
+use super::exchange::{self, Change, Step, Wanted};
+use super::facts::Facts;
 use super::peers::{PeerStatus, peer_table};
 use super::reach;
 use super::topology::{ConnectionMode, Link, links};
@@ -31,6 +31,9 @@ use crate::output::{duration, json, note, table};
   # Every one of three clusters with every other one
   isthmus connect --context a --destination-context b,c --connection-mode mesh
 
+  # a reads from b, and b lets it in without reading from a
+  isthmus connect --context a --destination-context b --connection-mode unicast
+
   # See what would be written, and whether anything speaks against it
   isthmus connect --context a --destination-context b --dry-run
 
@@ -42,7 +45,8 @@ use crate::output::{duration, json, note, table};
     --source-endpoint 192.0.2.1:32379 --destination-endpoint gateway.b.example
 
 Each cluster gets a Secret of type isthmus.io/peer that names the other one, its gateway and its CA certificates; no
-key leaves its cluster. What is as it should be is left alone, so the command can be given again at any time.
+key leaves its cluster. What is as it should be is left alone, so the command can be given again at any time; nor does
+it end a connection: a cluster that reads from another goes on, also with --connection-mode unicast.
 The exit status is 0 if all peers are Ready (or --wait=false), 1 if not, or if a check failed: then nothing was written.")]
 pub(crate) struct ConnectArgs {
     /// The context of the source cluster; the current one when left out
@@ -113,7 +117,8 @@ struct Written {
     namespace: String,
     name: String,
     peer: String,
-    connects: bool,
+    /// What the peer is to the cluster by it: `connected`, or `admitted` if the peer may read and is not read from.
+    relation: String,
     change: Change,
 }
 
@@ -283,10 +288,6 @@ fn plan(
     for link in links {
         let (Some(told), Some(of)) = (&clusters[link.told], &clusters[link.of]) else { continue };
         let Some(identity) = of.facts.identity() else { continue };
-        if link.reads == Reads::AsBefore && !is_connected(&told.facts, identity) {
-            findings.extend(checks::of_one_way(&of.facts, &told.facts));
-            continue;
-        }
         findings.extend(checks::of_known_peers(&told.facts, identity));
         let endpoints = match given[link.of].as_slice() {
             [] => endpoints::of(&of.facts),
@@ -298,20 +299,21 @@ fn plan(
             present: told.facts.peer_secrets.as_ref(),
             peer: &identity.info,
             endpoints,
-            reads: link.reads,
+            at_least: link.at_least,
         };
         match exchange::plan(wanted, args.force) {
-            Ok(step) => steps.push(step),
+            Ok(step) => {
+                if !reads(&step) {
+                    findings.extend(checks::of_one_way(&of.facts, &told.facts));
+                }
+                steps.push(step);
+            }
             Err(finding) => findings.push(finding),
         }
     }
+    // Who is let in when it first asks need not ask again.
+    steps.sort_by_key(|step| step.wanted.relation);
     steps
-}
-
-/// Whether a cluster is told to read from another already.
-fn is_connected(told: &Facts, of: &Identity) -> bool {
-    let Some(present) = &told.peer_secrets else { return false };
-    exchange::about(present, &of.info.cluster).into_iter().any(wants_connection)
 }
 
 /// What the API servers and the gateways say to what is about to be done. Asked only if nothing else speaks against it.
@@ -323,7 +325,7 @@ async fn rehearse(clusters: &[Option<Cluster>], steps: &[Step], so_far: &[Findin
         Some(api) => apply::rehearse(api, step).await.err(),
         None => None,
     }));
-    let hints = join_all(steps.iter().filter(|step| step.wanted.connect).map(reach::hint));
+    let hints = join_all(steps.iter().filter(|step| reads(step)).map(reach::hint));
     let (writes, hints) = tokio::join!(writes, hints);
     let mut hints: Vec<Finding> = hints.into_iter().flatten().collect();
     hints.dedup();
@@ -367,13 +369,17 @@ async fn write(
     Ok(versions)
 }
 
-/// What is to be waited for: Secrets that connect.
+/// Whether the cluster that is told reads from the peer.
+fn reads(step: &Step) -> bool {
+    step.wanted.relation == Relation::Connected
+}
+
+/// What is to be waited for.
 fn waits<'a>(
     clusters: &'a [Option<Cluster>],
     steps: &[Step],
     versions: Vec<Option<SecretVersion>>,
 ) -> Vec<Wait<'a>> {
-    let connecting = steps.iter().zip(versions).filter(|(step, _)| step.wanted.connect);
     let wait = |(step, secret): (&Step, Option<SecretVersion>)| {
         let cluster = clusters.iter().flatten().find(|cluster| cluster.api.context == step.context)?;
         let known = cluster.facts.peers.iter().find(|peer| peer.name_any() == step.peer.as_str());
@@ -382,10 +388,10 @@ fn waits<'a>(
             Change::Unchanged | Change::Unknown => None,
             Change::Created | Change::Updated => known.and_then(|peer| peer.resource_version()),
         };
-        let goal = Goal::Ready { secret, endpoints: step.wanted.endpoints.clone(), before };
+        let goal = Goal::of(&step.wanted, secret, before)?;
         Some(Wait { api: &cluster.api, peer: step.peer.clone(), goal })
     };
-    connecting.filter_map(wait).collect()
+    steps.iter().zip(versions).filter_map(wait).collect()
 }
 
 fn written(step: &Step, namespace: &str) -> Written {
@@ -394,7 +400,7 @@ fn written(step: &Step, namespace: &str) -> Written {
         namespace: namespace.to_owned(),
         name: step.name(),
         peer: step.peer.to_string(),
-        connects: step.wanted.connect,
+        relation: step.wanted.relation.to_string(),
         change: step.change,
     }
 }
@@ -424,13 +430,13 @@ fn print(report: &Report, quiet: bool) {
         return json(report);
     }
     if report.dry_run || report.ready.is_none() {
-        let mut rows = table(&["CONTEXT", "SECRET", "PEER", "CONNECTS", "CHANGE"]);
+        let mut rows = table(&["CONTEXT", "SECRET", "PEER", "RELATION", "CHANGE"]);
         for secret in &report.secrets {
             rows.add_row([
                 secret.context.clone(),
                 format!("{}/{}", secret.namespace, secret.name),
                 secret.peer.clone(),
-                crate::output::word(secret.connects, "yes", "no"),
+                secret.relation.clone(),
                 if report.dry_run { would(secret.change).to_owned() } else { secret.change.to_string() },
             ]);
         }
@@ -445,10 +451,12 @@ fn manifests(steps: &[Step]) -> Result<String, MeshError> {
     let documents = steps.iter().map(|step| {
         let text = serde_norway::to_string(&apply::manifest_to_keep(step))
             .map_err(|error| MeshError::Invalid(format!("{}: {error}", step.name())))?;
-        Ok(format!(
-            "# For {}: how to reach {}, and the certificates of its authority.\n{text}",
-            step.context, step.peer
-        ))
+        let (context, peer) = (&step.context, &step.peer);
+        let says = match reads(step) {
+            true => format!("how to reach {peer}, and the certificates of its authority"),
+            false => format!("the certificates of {peer}'s authority, to let it in; nothing is read from it"),
+        };
+        Ok(format!("# For {context}: {says}.\n{text}"))
     });
     Ok(documents.collect::<Result<Vec<_>, MeshError>>()?.join("---\n"))
 }

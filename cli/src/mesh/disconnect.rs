@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures::future::join_all;
-use isthmus_crds::peer::wants_connection;
+use isthmus_crds::peer::Relation;
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -26,7 +26,7 @@ use crate::output::{Format, duration, json, note};
   # Both clusters stop reading from each other
   isthmus disconnect --context kind-alpha --destination-context kind-beta
 
-  # The source alone stops reading from the destination
+  # The source stops reading from the destination, which lets it in no more unless it reads from the source
   isthmus disconnect --context a --destination-context b --connection-mode unicast
 
   # The other cluster is gone, or its API cannot be reached
@@ -36,7 +36,9 @@ use crate::output::{Format, duration, json, note};
   isthmus disconnect --context a --destination-context b --delete
 
 Clients of global services are given time to move to other backends before a peer's are removed, which takes minutes.
-Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again.
+Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again. With
+--connection-mode unicast the other direction goes on as it was: a cluster that is still read from lets the reader in
+(isthmus.io/admit: \"true\"), also with --delete.
 The exit status is 0 if nothing of the peers is left (or --wait=false).")]
 pub(crate) struct DisconnectArgs {
     /// The context of the source cluster; the current one when left out
@@ -91,16 +93,62 @@ struct Written {
 #[serde(rename_all = "lowercase")]
 enum Change {
     Disconnected,
+    /// Nothing is read from the peer any more; it goes on reading.
+    Admitted,
     Deleted,
     Unchanged,
 }
 
-/// A cluster that is to stop reading from a peer.
+/// A cluster that is to be less to a peer than it was.
 struct Task<'a> {
     api: &'a Api,
     peer: ClusterName,
     /// Those about the peer. There may be two of them, and both have to go.
     secrets: Vec<Secret>,
+    ends: Ends,
+}
+
+/// What of two clusters' relation is to end, seen from one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// All of it.
+    Everything,
+    /// The cluster stops reading from the peer.
+    Reading {
+        /// Whether the peer goes on reading, and has to be let in.
+        peer_reads: bool,
+    },
+    /// The peer stops reading from the cluster.
+    Admitting,
+}
+
+impl Ends {
+    /// What the peer is to the cluster afterwards.
+    fn leaves(self, present: Relation) -> Relation {
+        match (self, present) {
+            (Self::Everything | Self::Reading { peer_reads: false }, _) => Relation::Apart,
+            (Self::Reading { peer_reads: true }, present) => present.min(Relation::Admitted),
+            // It reads, too; that it is read from by nobody is for the peer to say.
+            (Self::Admitting, Relation::Connected) => Relation::Connected,
+            (Self::Admitting, Relation::Admitted | Relation::Apart) => Relation::Apart,
+        }
+    }
+}
+
+impl Task<'_> {
+    /// What the peer is to the cluster when it is done.
+    fn leaves(&self) -> Relation {
+        let all = self.secrets.iter().map(|secret| self.ends.leaves(Relation::of(secret)));
+        all.max().unwrap_or(Relation::Apart)
+    }
+
+    fn goal(&self) -> Option<Goal> {
+        match self.leaves() {
+            Relation::Apart => Some(Goal::Gone),
+            Relation::Admitted => Some(Goal::Unread),
+            Relation::Connected => None,
+        }
+    }
 }
 
 /// Finds the Secrets, changes them, waits, prints.
@@ -111,9 +159,6 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
     let clusters = open(&contexts, &names).await?;
     let quiet = args.output == Format::Json;
     let tasks = tasks(&clusters, &args).await?;
-    if args.connection_mode == ConnectionMode::Unicast && !quiet {
-        warn_of_readers(&clusters).await;
-    }
     let mut report = Report { gone: None, secrets: Vec::new(), waiting: Vec::new() };
     for task in &tasks {
         carry_out(task, args.delete, quiet, &mut report).await?;
@@ -122,8 +167,11 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
         print(&report, quiet);
         return Ok(ExitCode::SUCCESS);
     }
-    let waits: Vec<Wait<'_>> =
-        tasks.iter().map(|task| Wait { api: task.api, peer: task.peer.clone(), goal: Goal::Gone }).collect();
+    let wait = |task: &Task<'_>| Some((task.peer.clone(), task.goal()?));
+    let waits: Vec<Wait<'_>> = tasks
+        .iter()
+        .filter_map(|task| wait(task).map(|(peer, goal)| Wait { api: task.api, peer, goal }))
+        .collect();
     let (end, outcomes) = wait::until(&waits, args.wait_duration, quiet).await;
     report.gone = Some(end == End::Reached);
     report.waiting = outcomes.iter().filter_map(still_waiting).collect();
@@ -159,49 +207,47 @@ async fn open(contexts: &Contexts, names: &[String]) -> Result<Vec<Cluster>, Mes
     opened.await.into_iter().collect()
 }
 
-/// A gateway takes certificates only of clusters that it is connected to itself, unless they share a CA.
-async fn warn_of_readers(clusters: &[Cluster]) {
-    let Some((Cluster { name: Some(source), .. }, destinations)) = clusters.split_first() else { return };
-    for destination in destinations {
-        let Ok(secrets) = facts::peer_secrets(&destination.api).await else { continue };
-        if about(&secrets, source).into_iter().any(wants_connection) {
-            note(&format!(
-                "‼ {}: goes on reading from {source}, and is refused there from now on unless both share a CA; leave out \
-                 --connection-mode unicast to disconnect both",
-                destination.api.context
-            ));
-        }
-    }
-}
-
 async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec<Task<'a>>, MeshError> {
-    let mut wanted: Vec<(&Api, ClusterName)> = Vec::new();
-    for link in links(clusters.len(), args.connection_mode) {
-        if args.connection_mode == ConnectionMode::Unicast && link.told != 0 {
-            continue;
-        }
-        let of = &clusters[link.of];
-        let Some(name) = &of.name else {
-            return Err(MeshError::Invalid(format!(
-                "context {}: its ConfigMap isthmus-cluster-info does not tell the cluster's name; name it with \
-                 --destination-cluster NAME instead; nothing was changed",
-                of.api.context
-            )));
-        };
-        wanted.push((&clusters[link.told].api, name.clone()));
+    let mut known = Vec::new();
+    for cluster in clusters {
+        known.push(facts::peer_secrets(&cluster.api).await?);
     }
-    wanted.extend(args.destination_cluster.iter().map(|name| (&clusters[0].api, name.clone())));
+    let secrets =
+        |at: usize, peer: &ClusterName| about(&known[at], peer).into_iter().cloned().collect::<Vec<_>>();
+    let one_way = args.connection_mode == ConnectionMode::Unicast;
     let mut tasks = Vec::new();
-    for (api, peer) in wanted {
-        let secrets = facts::peer_secrets(api).await?;
-        let secrets = about(&secrets, &peer).into_iter().cloned().collect();
-        tasks.push(Task { api, peer, secrets });
+    for link in links(clusters.len(), args.connection_mode) {
+        let (told, peer) = (&clusters[link.told], name(&clusters[link.of])?);
+        let ends = match link.told {
+            _ if !one_way => Ends::Everything,
+            0 => {
+                let theirs = secrets(link.of, name(told)?);
+                let reads = |secret: &Secret| Relation::of(secret) == Relation::Connected;
+                Ends::Reading { peer_reads: theirs.iter().any(reads) }
+            }
+            _ => Ends::Admitting,
+        };
+        tasks.push(Task { api: &told.api, peer: peer.clone(), secrets: secrets(link.told, peer), ends });
+    }
+    for peer in &args.destination_cluster {
+        let secrets = secrets(0, peer);
+        tasks.push(Task { api: &clusters[0].api, peer: peer.clone(), secrets, ends: Ends::Everything });
     }
     Ok(tasks)
 }
 
+fn name(cluster: &Cluster) -> Result<&ClusterName, MeshError> {
+    cluster.name.as_ref().ok_or_else(|| {
+        MeshError::Invalid(format!(
+            "context {}: its ConfigMap isthmus-cluster-info does not tell the cluster's name; name it with \
+             --destination-cluster NAME instead; nothing was changed",
+            cluster.api.context
+        ))
+    })
+}
+
 async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Report) -> Result<(), MeshError> {
-    let Task { api, peer, secrets } = task;
+    let Task { api, peer, secrets, ends } = task;
     let mut done = |name: Option<String>, change: Change| {
         if !quiet {
             note(&match (&name, change) {
@@ -212,6 +258,10 @@ async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Repo
                 (Some(name), Change::Disconnected) => {
                     format!("{}: Secret {}/{name} disconnected", api.context, api.namespace)
                 }
+                (Some(name), Change::Admitted) => format!(
+                    "{}: Secret {}/{name} lets {peer} in, which reads from here, and connects no more",
+                    api.context, api.namespace
+                ),
                 (Some(name), Change::Deleted) => {
                     format!("{}: Secret {}/{name} deleted", api.context, api.namespace)
                 }
@@ -224,16 +274,18 @@ async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Repo
         done(None, Change::Unchanged);
     }
     for secret in secrets {
-        let change = match (delete, wants_connection(secret)) {
-            (true, _) => {
+        let present = Relation::of(secret);
+        let left = ends.leaves(present);
+        let change = match left {
+            Relation::Apart if delete => {
                 apply::delete(api, secret).await?;
                 Change::Deleted
             }
-            (false, true) => {
-                apply::disconnect(api, secret).await?;
-                Change::Disconnected
+            left if left == present => Change::Unchanged,
+            left => {
+                apply::relate(api, secret, left).await?;
+                if left == Relation::Admitted { Change::Admitted } else { Change::Disconnected }
             }
-            (false, false) => Change::Unchanged,
         };
         done(Some(secret.name_any()), change);
         if change != Change::Unchanged && !is_ours(secret) && !quiet {
@@ -265,4 +317,29 @@ fn unfinished(end: End, report: &Report, within: Duration) {
     note(
         "The clusters go on by themselves; `isthmus peers` shows what is left. Give the command again to wait on.",
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_direction_needs_stays_when_the_other_ends() {
+        use Relation::{Admitted, Apart, Connected};
+        let reading = |peer_reads| Ends::Reading { peer_reads };
+        for (ends, present, left) in [
+            (Ends::Everything, Connected, Apart),
+            (Ends::Everything, Admitted, Apart),
+            (reading(false), Connected, Apart),
+            (reading(false), Admitted, Apart),
+            (reading(true), Connected, Admitted),
+            (reading(true), Admitted, Admitted),
+            (reading(true), Apart, Apart),
+            (Ends::Admitting, Connected, Connected),
+            (Ends::Admitting, Admitted, Apart),
+            (Ends::Admitting, Apart, Apart),
+        ] {
+            assert_eq!(ends.leaves(present), left, "{ends:?} of {present}");
+        }
+    }
 }

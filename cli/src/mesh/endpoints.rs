@@ -140,7 +140,7 @@ mod tests {
 
     fn node(name: &str, ip: &str, ready: bool) -> NodeFacts {
         let internal = ip.parse().into_iter().collect();
-        NodeFacts { name: name.into(), internal, ready, has_range: true }
+        NodeFacts { name: name.into(), internal, ready, has_range: true, encrypts: true }
     }
 
     fn found(service: &Service, nodes: &[NodeFacts]) -> Vec<String> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerEndpoint, PeerSecret, secret_name, wants_connection};
+use isthmus_crds::peer::{ADMIT_ANNOTATION, PeerEndpoint, PeerSecret, Relation, secret_name};
 use isthmus_crds::{CaBundle, ClusterInfo, MANAGED_BY_LABEL, SecretVersion, names};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
@@ -14,15 +14,6 @@ use super::checks::Finding;
 /// Who this command is towards the Kubernetes API, and the value of the label `app.kubernetes.io/managed-by` on what it
 /// makes.
 pub(crate) const FIELD_MANAGER: &str = "isthmus-cli";
-
-/// Whether a cluster is to read from the peer it is told of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reads {
-    /// It is to.
-    Yes,
-    /// It goes on as it is, connected or not; what it knows of the peer is brought up to date.
-    AsBefore,
-}
 
 /// One cluster being told of another.
 #[derive(Debug)]
@@ -37,8 +28,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) peer: &'a ClusterInfo,
     /// Where the peer's gateways are, or why that is not known.
     pub(crate) endpoints: Result<Vec<PeerEndpoint>, String>,
-    /// Whether it is to read from the peer.
-    pub(crate) reads: Reads,
+    /// What it is to be to the peer, unless it is more already. What it knows of the peer is brought up to date in any case.
+    pub(crate) at_least: Relation,
 }
 
 /// A Secret to be written.
@@ -120,10 +111,23 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
             format!("rename it, for that name is for cluster {cluster}"),
         ));
     }
-    let endpoints = match (wanted.endpoints, present.and_then(|secret| PeerSecret::parse(secret).ok())) {
+    if wanted.present.is_none() && wanted.at_least < Relation::Connected {
+        return Err(Finding::error(
+            &[wanted.context],
+            format!(
+                "whether it reads from cluster {cluster} already is not known: its Secrets may not be read"
+            ),
+            format!("grant the verbs get and list on secrets in namespace {}", wanted.namespace),
+        ));
+    }
+    let relation = present.map_or(Relation::Apart, Relation::of).max(wanted.at_least);
+    let known = present.and_then(|secret| PeerSecret::parse(secret).ok());
+    let known = known.map(|known| known.endpoints).filter(|endpoints| !endpoints.is_empty());
+    let endpoints = match (wanted.endpoints, known) {
         (Ok(endpoints), _) => endpoints,
         // Somebody has said it before; nobody can say better now.
-        (Err(_), Some(known)) => known.endpoints,
+        (Err(_), Some(known)) => known,
+        (Err(_), None) if relation < Relation::Connected => Vec::new(),
         (Err(why), None) => {
             return Err(Finding::error(
                 &[wanted.context],
@@ -140,12 +144,13 @@ pub(crate) fn plan(wanted: Wanted<'_>, force: bool) -> Result<Step, Finding> {
             .filter(|name| *name != names::default_server_name(cluster)),
         addresses: BTreeMap::new(),
         identity: None,
-        connect: match wanted.reads {
-            Reads::Yes => true,
-            Reads::AsBefore => present.is_some_and(wants_connection),
-        },
+        relation,
     };
     let mut secret = peer.to_secret(wanted.namespace);
+    // What another writer has put there does not go by being left out.
+    if relation != Relation::Admitted && present.is_some_and(says_of_admission) {
+        secret.annotations_mut().insert(ADMIT_ANNOTATION.into(), false.to_string());
+    }
     secret.metadata.labels.get_or_insert_default().insert(MANAGED_BY_LABEL.into(), FIELD_MANAGER.into());
     let step = |secret: Secret, change: Change, force: bool| Step {
         context: wanted.context.to_owned(),
@@ -203,6 +208,10 @@ pub(crate) fn about<'a>(all: &'a BTreeMap<String, Secret>, cluster: &ClusterName
     all.values().filter(|secret| named(secret).is_some_and(|name| name == cluster.as_str())).collect()
 }
 
+fn says_of_admission(secret: &Secret) -> bool {
+    secret.annotations().contains_key(ADMIT_ANNOTATION)
+}
+
 fn named(secret: &Secret) -> Option<&str> {
     let bytes = secret.data.as_ref()?.get(isthmus_crds::peer::CLUSTER_NAME)?;
     std::str::from_utf8(&bytes.0).ok().map(str::trim)
@@ -231,7 +240,7 @@ fn differences(present: &Secret, wanted: &PeerSecret) -> Vec<&'static str> {
         ("its endpoints", read.endpoints != wanted.endpoints),
         ("its ca.crt", authorities(&read.ca) != authorities(&wanted.ca)),
         ("its server-name", read.server_name() != wanted.server_name()),
-        (CONNECT_ANNOTATION, read.connect != wanted.connect),
+        ("its annotations", read.relation != wanted.relation),
     ]
     .into_iter()
     .filter_map(|(what, differs)| differs.then_some(what))

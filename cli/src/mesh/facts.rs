@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use ipnet::IpNet;
 use isthmus_crds::peer::PEER_SECRET_TYPE;
 use isthmus_crds::{ClusterInfo, ClusterPeer, names};
+use isthmus_node_agent::encryption::publication::PUBLIC_KEY;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
@@ -121,6 +122,8 @@ pub(crate) struct NodeFacts {
     pub(crate) ready: bool,
     /// Whether it says which range its pods are in.
     pub(crate) has_range: bool,
+    /// Whether it encrypts what its pods say to those of other nodes.
+    pub(crate) encrypts: bool,
 }
 
 /// Ranges, and how they were learned.
@@ -307,6 +310,7 @@ async fn nodes(api: &Api) -> Result<(Vec<NodeFacts>, Ranges), Refusal> {
             internal: internal.filter_map(|address| address.address.parse().ok()).collect(),
             ready: ready.iter().any(|c| c.type_ == "Ready" && c.status == "True"),
             has_range: !own.is_empty(),
+            encrypts: node.annotations().contains_key(PUBLIC_KEY),
         });
         ranges.extend(own);
     }

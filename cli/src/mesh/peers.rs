@@ -6,7 +6,7 @@ use chrono::Utc;
 use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use futures::future::join_all;
-use isthmus_crds::{ClusterPeer, PeerCounts, READY};
+use isthmus_crds::{ADMITTED, ClusterPeer, PeerCounts, PeerRelation, READY};
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -24,10 +24,11 @@ use crate::output::{age, json, note, table, word};
   isthmus peers --context kind-alpha,kind-beta -o wide
 
   # The names of the peers that are not ready
-  isthmus peers -o json | jq -r '.peers[] | select(.ready | not) | .peer'
+  isthmus peers -o json | jq -r '.peers[] | select(.ready == false) | .peer'
 
 AGE is the time since everything mirrored was last known to be complete; LAG counts the changes that are known of and
-not here yet. The exit status is 0 if every peer is ready.")]
+not here yet. A peer with the relation Admitted may read from the cluster, which reads nothing from it: there is nothing
+that could be ready. The exit status is 0 if every other peer is ready.")]
 pub(crate) struct PeersArgs {
     /// Contexts, separated by commas; the current one when left out
     #[arg(long, value_delimiter = ',')]
@@ -59,11 +60,14 @@ pub(crate) struct PeerStatus {
     pub(crate) peer: String,
     /// Its id, once it is known.
     pub(crate) id: Option<i32>,
-    /// Whether everything it shares is here, and followed.
-    pub(crate) ready: bool,
+    /// Whether it is read from, or may only read.
+    pub(crate) relation: PeerRelation,
+    /// Whether everything it shares is here, and followed; null of one that may only read, and does not if its Secret cannot
+    /// be used.
+    pub(crate) ready: Option<bool>,
     /// One word that programs can compare.
     pub(crate) reason: String,
-    /// Why it is not ready; empty if it is.
+    /// Why it is not ready, or may not read; empty if nothing is wrong.
     pub(crate) message: String,
     /// Seconds since everything was last known to be complete.
     pub(crate) data_age_seconds: Option<f64>,
@@ -86,18 +90,26 @@ impl PeerStatus {
         let status = peer.status.clone().unwrap_or_default();
         let confirmed = status.confirmed.as_ref().map(|time| time.0.as_second());
         let stale = stale(peer);
-        let ready = peer.is(READY) && stale.is_none();
+        let (type_, relation) = match peer.spec.relation {
+            PeerRelation::Connected => (READY, PeerRelation::Connected),
+            PeerRelation::Admitted => (ADMITTED, PeerRelation::Admitted),
+        };
+        let well = peer.is(type_) && stale.is_none();
         Self {
             context: context.to_owned(),
             peer: peer.name_any(),
             id: status.cluster_id,
-            ready,
-            reason: match (&stale, peer.condition(READY)) {
+            relation,
+            ready: match relation {
+                PeerRelation::Admitted if well => None,
+                PeerRelation::Admitted | PeerRelation::Connected => Some(well),
+            },
+            reason: match (&stale, peer.condition(type_)) {
                 (Some(_), _) => "Stale".into(),
-                (None, Some(ready)) => ready.reason.clone(),
+                (None, Some(condition)) => condition.reason.clone(),
                 (None, None) => "Unknown".into(),
             },
-            message: if ready { String::new() } else { stale.unwrap_or_else(|| why_not_ready(peer)) },
+            message: if well { String::new() } else { stale.unwrap_or_else(|| why_not_ready(peer)) },
             data_age_seconds: confirmed.map(|at| (Utc::now().timestamp() - at).max(0) as f64),
             revision_lag: status.revision_lag,
             counts: status.counts,
@@ -112,11 +124,19 @@ impl PeerStatus {
     }
 }
 
+impl PeerStatus {
+    /// Whether something is wrong with it.
+    pub(crate) fn is_unwell(&self) -> bool {
+        self.ready == Some(false)
+    }
+}
+
 /// A table of peers.
 pub(crate) fn peer_table(peers: &[PeerStatus], wide: bool) -> Table {
     let mut header = vec![
         "CONTEXT",
         "PEER",
+        "RELATION",
         "ID",
         "READY",
         "REASON",
@@ -137,8 +157,9 @@ pub(crate) fn peer_table(peers: &[PeerStatus], wide: bool) -> Table {
         let mut row = vec![
             peer.context.clone(),
             peer.peer.clone(),
+            format!("{:?}", peer.relation),
             or_dash(peer.id.map(|id| id.to_string())),
-            word(peer.ready, "yes", "no"),
+            or_dash(peer.ready.map(|ready| word(ready, "yes", "no"))),
             peer.reason.clone(),
             age(peer.data_age_seconds),
             or_dash(peer.revision_lag.map(|lag| lag.to_string())),
@@ -179,7 +200,7 @@ pub(crate) async fn run(args: PeersArgs) -> Result<ExitCode, MeshError> {
             Err(error) => report.errors.push(error.to_string()),
         }
     }
-    report.ready = report.errors.is_empty() && report.peers.iter().all(|peer| peer.ready);
+    report.ready = report.errors.is_empty() && report.peers.iter().all(|peer| !peer.is_unwell());
     if args.output == Output::Json {
         json(&report);
     } else {
@@ -188,7 +209,7 @@ pub(crate) async fn run(args: PeersArgs) -> Result<ExitCode, MeshError> {
         } else if !report.peers.is_empty() {
             say!("{}", peer_table(&report.peers, args.output == Output::Wide));
         }
-        for peer in report.peers.iter().filter(|peer| !peer.ready && !peer.message.is_empty()) {
+        for peer in report.peers.iter().filter(|peer| peer.is_unwell() && !peer.message.is_empty()) {
             note(&format!("{}: {}: {}", peer.context, peer.peer, peer.message));
         }
         report.errors.iter().for_each(|error| note(&format!("isthmus: {error}")));

@@ -14,7 +14,8 @@ use clap::Args;
 use clustermesh_apiserver::certificates::rotation::{
     MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
 };
-use isthmus_crds::{ClusterInfo, ClusterPeer, names};
+use isthmus_crds::peer::Relation;
+use isthmus_crds::{ClusterInfo, ClusterPeer, PeerRelation, names};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
@@ -26,7 +27,7 @@ use super::apply;
 use super::connect::still_waiting;
 use super::contexts::{Api, KubeArgs};
 use super::error::MeshError;
-use super::exchange::{self, Change, FIELD_MANAGER, Reads, Step, Wanted, about};
+use super::exchange::{self, Change, FIELD_MANAGER, Step, Wanted, about};
 use super::facts::{self, Published};
 use super::wait::{self, End, Goal, Wait};
 use crate::output::{Format, duration, json, note};
@@ -38,7 +39,7 @@ const REFUSAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  # Of a cluster that is connected to two others
+  # Of a cluster that is connected to two others, in either direction
   isthmus rotate-ca --context kind-alpha --destination-context kind-beta,kind-gamma
 
   # One of the peers cannot be reached: it is told later, by `isthmus connect`, and is disconnected until then
@@ -298,7 +299,11 @@ impl Rotating<'_> {
         // Their gateways end what was connected with a certificate that they trust no longer: it is connected anew.
         let own = wait::peers(&self.api).await?;
         let told = |peer: &ClusterPeer| self.peers.iter().any(|told| told.name == peer.name_any());
-        let own = own.iter().filter(|peer| told(peer)).filter_map(|peer| peer.name_any().parse().ok());
+        let read = |peer: &ClusterPeer| peer.spec.relation == PeerRelation::Connected;
+        let own = own
+            .iter()
+            .filter(|peer| told(peer) && read(peer))
+            .filter_map(|peer| peer.name_any().parse().ok());
         let anywhere = Goal::Ready { secret: None, endpoints: Vec::new(), before: None };
         let mut waits: Vec<Wait<'_>> =
             own.map(|peer| Wait { api: &self.api, peer, goal: anywhere.clone() }).collect();
@@ -315,11 +320,10 @@ impl Rotating<'_> {
                     step.change
                 ));
             }
-            if step.wanted.connect {
-                let before = known
-                    .and_then(ResourceExt::resource_version)
-                    .filter(|_| step.change != Change::Unchanged);
-                let goal = Goal::Ready { secret, endpoints: step.wanted.endpoints.clone(), before };
+            let before =
+                known.and_then(ResourceExt::resource_version).filter(|_| step.change != Change::Unchanged);
+            // Who only lets us in must have taken note as well, before anything of the next CA is shown to it.
+            if let Some(goal) = Goal::of(&step.wanted, secret, before) {
                 waits.push(Wait { api: &peer.api, peer: step.peer.clone(), goal });
             }
         }
@@ -343,7 +347,7 @@ impl Rotating<'_> {
                 present: Some(&present),
                 peer: own,
                 endpoints: Err("it was told before".into()),
-                reads: Reads::AsBefore,
+                at_least: Relation::Apart,
             };
             let step = exchange::plan(wanted, self.args.force).map_err(|finding| {
                 MeshError::Invalid(format!(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures::future::join_all;
-use isthmus_crds::names;
+use isthmus_crds::{PeerRelation, names};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use serde::Serialize;
 
@@ -167,9 +167,13 @@ impl Answers {
             status.leader = Some(leader);
         }
         status.peers = problems.answer(self.peers).unwrap_or_default();
-        for peer in status.peers.iter().filter(|peer| !peer.ready) {
+        for peer in status.peers.iter().filter(|peer| peer.is_unwell()) {
+            let what = match peer.relation {
+                PeerRelation::Connected => "is not Ready",
+                PeerRelation::Admitted => "may not read from here, as it should",
+            };
             problems.add(
-                format!("peer {} is not Ready: {}", peer.peer, peer.message),
+                format!("peer {} {what}: {}", peer.peer, peer.message),
                 troubleshoot(&peer.peer, &problems.context, &problems.namespace),
             );
         }
@@ -320,7 +324,6 @@ fn print(report: &Report) {
     let replicas =
         |replicas: Option<Replicas>| or_dash(replicas.map(|r| format!("{}/{}", r.ready, r.desired)));
     for cluster in &report.clusters {
-        let ready = cluster.peers.iter().filter(|peer| peer.ready).count();
         clusters.add_row([
             cluster.context.clone(),
             or_dash(cluster.cluster.clone()),
@@ -330,7 +333,7 @@ fn print(report: &Report) {
             or_dash(cluster.leader.as_ref().map(|leader| leader.holder.clone())),
             replicas(cluster.agents),
             or_dash(cluster.ca_ends.map(|end| end.format("%Y-%m-%d").to_string())),
-            format!("{ready}/{}", cluster.peers.len()),
+            readiness(&cluster.peers),
         ]);
     }
     say!("{clusters}\n");
@@ -346,6 +349,15 @@ fn print(report: &Report) {
     for (number, Problem { context, problem, hint }) in (1..).zip(&report.problems) {
         say!("  {number}. {context}: {problem}\n     → {hint}");
     }
+}
+
+/// How many of the peers that are read from are ready; and how many may only read, if there are any.
+fn readiness(peers: &[PeerStatus]) -> String {
+    let (read, admitted): (Vec<_>, Vec<_>) =
+        peers.iter().partition(|peer| peer.relation == PeerRelation::Connected);
+    let ready = read.iter().filter(|peer| !peer.is_unwell()).count();
+    let of_read = format!("{ready}/{}", read.len());
+    if admitted.is_empty() { of_read } else { format!("{of_read}, {} admitted", admitted.len()) }
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! Who is told of whom.
 
 use clap::ValueEnum;
-
-use super::exchange::Reads;
+use isthmus_crds::peer::Relation;
 
 /// Who reads from whom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ConnectionMode {
     /// The source and each destination from each other
     Bidirectional,
-    /// The source alone from each destination, with which it must share its CA
+    /// The source alone from each destination, which lets it in and does not read from it
     Unicast,
     /// Every cluster from every other one
     Mesh,
@@ -22,13 +21,13 @@ pub(crate) struct Link {
     pub(crate) told: usize,
     /// Of whom.
     pub(crate) of: usize,
-    /// And what to do with it.
-    pub(crate) reads: Reads,
+    /// What it must be to it, at least.
+    pub(crate) at_least: Relation,
 }
 
 /// All that `clusters` clusters have to be told.
 ///
-/// A cluster that is only read from is there as well: where it knows the reader, that is brought up to date.
+/// A cluster that is only read from is there as well: it has to let the reader in.
 pub(crate) fn links(clusters: usize, mode: ConnectionMode) -> Vec<Link> {
     let everybody = (0..clusters).flat_map(|told| (0..clusters).map(move |of| (told, of)));
     everybody
@@ -36,7 +35,10 @@ pub(crate) fn links(clusters: usize, mode: ConnectionMode) -> Vec<Link> {
         .map(|(told, of)| Link {
             told,
             of,
-            reads: if mode == ConnectionMode::Unicast && told != 0 { Reads::AsBefore } else { Reads::Yes },
+            at_least: match mode {
+                ConnectionMode::Unicast if told != 0 => Relation::Admitted,
+                _ => Relation::Connected,
+            },
         })
         .collect()
 }
@@ -46,7 +48,8 @@ mod tests {
     use super::*;
 
     fn pairs(clusters: usize, mode: ConnectionMode) -> Vec<(usize, usize, bool)> {
-        links(clusters, mode).iter().map(|link| (link.told, link.of, link.reads == Reads::Yes)).collect()
+        let reads = |link: &Link| link.at_least == Relation::Connected;
+        links(clusters, mode).iter().map(|link| (link.told, link.of, reads(link))).collect()
     }
 
     #[test]

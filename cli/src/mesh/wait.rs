@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use futures::future::join_all;
-use isthmus_crds::peer::PeerEndpoint;
-use isthmus_crds::{CONNECTED, ClusterPeer, READY, SYNCED, SecretVersion};
+use isthmus_crds::peer::{PeerEndpoint, PeerSecret, Relation};
+use isthmus_crds::{ADMITTED, CONNECTED, ClusterPeer, PeerRelation, READY, SYNCED, SecretVersion};
 use isthmus_wire::ClusterName;
 use kube::ResourceExt;
 use kube::api::ListParams;
@@ -36,8 +36,31 @@ pub(crate) enum Goal {
         /// The ClusterPeer's resource version before the change: what it says then is no answer to the change.
         before: Option<String>,
     },
+    /// It may read, and nothing is mirrored of it.
+    Admitted {
+        /// The version of the Secret that it is to be admitted by; any, if none is known.
+        secret: Option<SecretVersion>,
+    },
+    /// Nothing is mirrored of it, whether or not it may read.
+    Unread,
     /// Nothing of it is left.
     Gone,
+}
+
+impl Goal {
+    /// What a Secret is written for; none if it asks for nothing. `secret` is its version, `before` the resource version of
+    /// the ClusterPeer before it was written, if that changed anything.
+    pub(crate) fn of(
+        wanted: &PeerSecret,
+        secret: Option<SecretVersion>,
+        before: Option<String>,
+    ) -> Option<Self> {
+        match wanted.relation {
+            Relation::Connected => Some(Self::Ready { secret, endpoints: wanted.endpoints.clone(), before }),
+            Relation::Admitted => Some(Self::Admitted { secret }),
+            Relation::Apart => None,
+        }
+    }
 }
 
 /// A peer of a cluster, and what it is to become.
@@ -123,13 +146,14 @@ pub(crate) async fn until(waits: &[Wait<'_>], within: Duration, quiet: bool) -> 
 
 fn line(outcome: &Outcome, waits: &[Wait<'_>]) -> String {
     let Outcome { context, peer, state, .. } = outcome;
-    let goes = waits
-        .iter()
-        .any(|wait| wait.goal == Goal::Gone && wait.peer == *peer && wait.api.context == *context);
-    match state {
-        State::Reached if goes => format!("{context}: nothing of {peer} is left"),
-        State::Reached => format!("{context}: {peer} is Ready"),
-        State::Waiting(why) => format!("{context}: {why}"),
+    let of_it = |wait: &&Wait<'_>| wait.peer == *peer && wait.api.context == *context;
+    let goal = waits.iter().find(of_it).map(|wait| &wait.goal);
+    match (state, goal) {
+        (State::Waiting(why), _) => format!("{context}: {why}"),
+        (State::Reached, Some(Goal::Gone)) => format!("{context}: nothing of {peer} is left"),
+        (State::Reached, Some(Goal::Unread)) => format!("{context}: nothing is read from {peer}"),
+        (State::Reached, Some(Goal::Admitted { .. })) => format!("{context}: {peer} is let in"),
+        (State::Reached, Some(Goal::Ready { .. }) | None) => format!("{context}: {peer} is Ready"),
     }
 }
 
@@ -165,15 +189,32 @@ pub(crate) async fn peers(api: &Api) -> Result<Vec<ClusterPeer>, Refusal> {
 
 fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
     match (goal, seen) {
-        (Goal::Gone, None) => State::Reached,
-        (Goal::Gone, Some(seen)) => {
+        (Goal::Gone | Goal::Unread, None) => State::Reached,
+        (Goal::Unread, Some(seen)) if seen.spec.relation == PeerRelation::Admitted => State::Reached,
+        (Goal::Gone | Goal::Unread, Some(seen)) => {
             State::Waiting(format!("{peer} is still being removed{}", because(&why_not_ready(seen))))
         }
-        (Goal::Ready { .. }, None) => State::Waiting(format!(
+        (Goal::Ready { .. } | Goal::Admitted { .. }, None) => State::Waiting(format!(
             "there is no ClusterPeer {peer} yet: its clustermesh-apiserver has not taken note of the Secret"
         )),
+        (Goal::Admitted { secret }, Some(seen)) => {
+            let includes = |secret| observed(seen).is_some_and(|observed| observed.includes(secret));
+            if let Some(stale) = stale(seen) {
+                State::Waiting(format!("{peer} may be let in or not: {stale}"))
+            } else if !seen.is(ADMITTED) {
+                State::Waiting(format!("{peer} is not let in{}", because(&why_not_ready(seen))))
+            } else if secret.as_ref().is_none_or(includes) {
+                State::Reached
+            } else {
+                let says = seen.condition(ADMITTED).map(|admitted| admitted.message.clone());
+                State::Waiting(format!(
+                    "{peer} is let in as before its Secret was changed{}",
+                    because(&says.unwrap_or_default())
+                ))
+            }
+        }
         (Goal::Ready { secret, endpoints, before }, Some(seen)) => {
-            let observed = seen.status.as_ref().and_then(|status| status.observed_secret.as_ref());
+            let observed = observed(seen);
             let in_use = seen.status.as_ref().and_then(|status| status.endpoint.as_deref());
             let elsewhere = in_use
                 .filter(|used| !endpoints.is_empty() && endpoints.iter().all(|e| e.to_string() != *used));
@@ -200,6 +241,10 @@ fn judge(peer: &ClusterName, goal: &Goal, seen: Option<&ClusterPeer>) -> State {
     }
 }
 
+fn observed(seen: &ClusterPeer) -> Option<&SecretVersion> {
+    seen.status.as_ref()?.observed_secret.as_ref()
+}
+
 /// What it says of being Ready: also that its Secret cannot be used as it is now.
 fn in_its_words(seen: &ClusterPeer) -> String {
     seen.condition(READY).map(|ready| ready.message.clone()).unwrap_or_default()
@@ -223,7 +268,7 @@ pub(crate) fn stale(peer: &ClusterPeer) -> Option<String> {
 
 /// The first of its conditions that does not hold, in its own words; empty if it says nothing.
 pub(crate) fn why_not_ready(peer: &ClusterPeer) -> String {
-    let conditions = [CONNECTED, SYNCED, READY].into_iter().filter_map(|kind| peer.condition(kind));
+    let conditions = [CONNECTED, SYNCED, READY, ADMITTED].into_iter().filter_map(|kind| peer.condition(kind));
     let Some(first) = conditions.into_iter().find(|condition| condition.status != "True") else {
         return String::new();
     };
@@ -312,6 +357,52 @@ mod tests {
             let told = judged(&goal, Some(&observing(observed, ready)));
             assert!(told.contains(says), "{observed:?}: {told:?} says {says:?}");
         }
+    }
+
+    #[test]
+    fn a_peer_is_let_in_by_the_secret_that_was_written_or_a_later_one() {
+        let version =
+            |version: &str| SecretVersion { uid: "u".to_owned(), resource_version: version.to_owned() };
+        let goal = Goal::Admitted { secret: Some(version("9")) };
+        let seen = |status: &str, observed: &str| {
+            let mut seen = admitted(status);
+            seen.status.as_mut().expect("a status").observed_secret = Some(version(observed));
+            seen
+        };
+        let draining = peer("False", "https://b:1", Utc::now().timestamp());
+        for (seen, says) in [
+            (None, "no ClusterPeer beta yet"),
+            (Some(seen("True", "9")), "reached"),
+            (Some(seen("True", "8")), "let in as before its Secret was changed: it may read"),
+            (Some(seen("False", "9")), "beta is not let in: it may read (MayRead)"),
+            (Some(draining), "beta is not let in: no answer"),
+        ] {
+            let told = judged(&goal, seen.as_ref());
+            assert!(told.contains(says), "{told:?} says {says:?}");
+        }
+    }
+
+    fn admitted(status: &str) -> ClusterPeer {
+        let mut seen = peer("True", "", Utc::now().timestamp());
+        seen.spec.relation = PeerRelation::Admitted;
+        let conditions = &mut seen.status.as_mut().expect("a status").conditions;
+        conditions.truncate(1);
+        conditions[0].type_ = ADMITTED.to_owned();
+        conditions[0].status = status.to_owned();
+        conditions[0].reason = "MayRead".to_owned();
+        conditions[0].message = "it may read".to_owned();
+        seen
+    }
+
+    #[test]
+    fn who_may_only_read_is_not_read_from_and_is_not_gone() {
+        assert_eq!(judged(&Goal::Unread, None), "reached");
+        assert_eq!(judged(&Goal::Unread, Some(&admitted("True"))), "reached");
+        assert!(judged(&Goal::Gone, Some(&admitted("True"))).contains("still being removed"));
+        let draining = peer("False", "https://b:1", Utc::now().timestamp());
+        assert!(judged(&Goal::Unread, Some(&draining)).contains("still being removed: no answer"));
+        let ready = Goal::Ready { secret: None, endpoints: Vec::new(), before: None };
+        assert!(judged(&ready, Some(&admitted("True"))).contains("beta is not Ready"));
     }
 
     #[test]

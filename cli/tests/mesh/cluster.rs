@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use isthmus_crds::peer::{PEER_SECRET_TYPE, PeerSecret};
+use isthmus_crds::peer::{PEER_SECRET_TYPE, PeerSecret, Relation};
 use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, SecretVersion, names};
 use isthmus_kube_api::{Config, KubeApi};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
@@ -289,7 +289,8 @@ impl Answering {
             let found = secrets.list(&of_type).await.unwrap();
             let read = |secret: &Secret| {
                 let version = SecretVersion::of(&secret.metadata).unwrap();
-                PeerSecret::parse(secret).ok().filter(|peer| peer.connect).map(|peer| (peer, version))
+                let peer = PeerSecret::parse(secret).ok().filter(|peer| peer.relation > Relation::Apart);
+                peer.map(|peer| (peer, version))
             };
             let wanted: Vec<(PeerSecret, SecretVersion)> = found.iter().filter_map(read).collect();
             for peer in peers.list(&ListParams::default()).await.unwrap() {
@@ -307,20 +308,35 @@ impl Answering {
 
     async fn answer(&self, peers: &Api<ClusterPeer>, wanted: &PeerSecret, version: &SecretVersion) {
         let name = wanted.cluster.to_string();
-        if peers.get_opt(&name).await.unwrap().is_none() {
-            let peer = json!({
-                "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": name},
-                "spec": {"source": "Secret", "secret": {"namespace": NAMESPACE, "name": format!("peer-{name}")}},
-            });
-            peers.create(&PostParams::default(), &serde_json::from_value(peer).unwrap()).await.unwrap();
-        }
-        let mut status = status(wanted, self.healthy.load(Ordering::SeqCst), self.own_id);
+        let (relation, mut status) = match wanted.relation {
+            Relation::Connected => {
+                ("Connected", status(wanted, self.healthy.load(Ordering::SeqCst), self.own_id))
+            }
+            Relation::Admitted | Relation::Apart => ("Admitted", admitted()),
+        };
+        let peer = json!({
+            "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": name},
+            "spec": {
+                "source": "Secret", "secret": {"namespace": NAMESPACE, "name": format!("peer-{name}")},
+                "relation": relation,
+            },
+        });
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        peers.patch(&name, &params, &Patch::Apply(peer)).await.unwrap();
         if self.observing.load(Ordering::SeqCst) {
             status["observedSecret"] = json!(version);
         }
         let patch = Patch::Merge(json!({"status": status}));
         peers.patch_status(&name, &PatchParams::default(), &patch).await.unwrap();
     }
+}
+
+fn admitted() -> Value {
+    json!({
+        "conditions": [{"type": "Admitted", "status": "True", "reason": "MayRead", "message": "it may read",
+                        "lastTransitionTime": "2030-01-01T00:00:00Z"}],
+        "updated": chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+    })
 }
 
 fn status(wanted: &PeerSecret, healthy: bool, own_id: i32) -> Value {

@@ -7,8 +7,7 @@ mod real;
 
 use std::process::Output;
 
-use isthmus_crds::ClusterInfo;
-use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
+use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret, Relation};
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -116,7 +115,7 @@ async fn two_clusters_are_connected_and_taken_apart_again() {
 
     let known = world.alpha.secret("peer-beta").await.unwrap();
     let peer = PeerSecret::parse(&known).unwrap();
-    assert!(peer.connect && peer.identity.is_none(), "no key has gone anywhere");
+    assert!(peer.relation == Relation::Connected && peer.identity.is_none(), "no key has gone anywhere");
     assert_eq!(peer.endpoints[0].to_string(), "https://172.18.2.1:32379");
     assert_eq!(known.labels()["app.kubernetes.io/managed-by"], "isthmus-cli");
 
@@ -127,10 +126,10 @@ async fn two_clusters_are_connected_and_taken_apart_again() {
     assert_eq!(
         report["secrets"],
         json!([
-            {"context": "kind-alpha", "namespace": NAMESPACE, "name": "peer-beta", "peer": "beta", "connects": true,
-             "change": "unchanged"},
-            {"context": "kind-beta", "namespace": NAMESPACE, "name": "peer-alpha", "peer": "alpha", "connects": true,
-             "change": "unchanged"},
+            {"context": "kind-alpha", "namespace": NAMESPACE, "name": "peer-beta", "peer": "beta",
+             "relation": "connected", "change": "unchanged"},
+            {"context": "kind-beta", "namespace": NAMESPACE, "name": "peer-alpha", "peer": "alpha",
+             "relation": "connected", "change": "unchanged"},
         ])
     );
     assert_eq!(report["peers"][0]["peer"], "beta");
@@ -339,27 +338,124 @@ async fn a_cluster_that_is_gone_can_be_disconnected_from() {
     assert_eq!(world.beta.peers().await, ["alpha"], "the other side is as it was");
 }
 
+/// What alpha is to beta's Secret and the other way round: `None` where there is no Secret.
+async fn relations(world: &World) -> (Option<Relation>, Option<Relation>) {
+    let of = |secret: Option<Secret>| secret.map(|secret| PeerSecret::parse(&secret).unwrap().relation);
+    (of(world.alpha.secret("peer-beta").await), of(world.beta.secret("peer-alpha").await))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn one_way_connections_need_a_shared_ca() {
+async fn one_cluster_reads_from_another_that_only_lets_it_in() {
+    use Relation::{Admitted, Apart, Connected};
     let world = World::start().await;
-    let one_way = format!("{CONNECT} --connection-mode unicast -o json");
-    let refused = world.isthmus(&one_way).await;
-    assert_eq!(refused.code, 1, "{refused}");
+    world.beta.set_observing(true);
+    let one_way = format!("{CONNECT} --connection-mode unicast");
+    let connected = world.isthmus(&one_way).await;
+    assert_eq!(connected.code, 0, "{connected}");
+    for said in ["kind-beta: Secret isthmus-system/peer-alpha created", "kind-beta: alpha is let in"] {
+        assert!(connected.err.contains(said), "{connected}");
+    }
     assert!(
-        refused.json()["findings"][0]["problem"].as_str().unwrap().contains("their CAs differ"),
-        "{refused}"
+        connected.err.find("peer-alpha created") < connected.err.find("peer-beta created"),
+        "who is let in when it first asks need not ask again: {connected}"
+    );
+    assert_eq!(relations(&world).await, (Some(Connected), Some(Admitted)));
+    let again = world.isthmus(&format!("{one_way} -o json")).await;
+    let report = again.json();
+    assert_eq!((again.code, &report["ready"]), (0, &json!(true)), "{again}");
+    for (at, relation) in [(0, "admitted"), (1, "connected")] {
+        let secret = &report["secrets"][at];
+        assert_eq!(
+            (&secret["relation"], &secret["change"]),
+            (&json!(relation), &json!("unchanged")),
+            "{again}"
+        );
+    }
+
+    // Nothing is claimed of what is not read.
+    let peers = world.isthmus("peers --context kind-beta -o json").await;
+    let peer = &peers.json()["peers"][0];
+    assert_eq!(
+        (peers.code, &peer["relation"], &peer["ready"], &peer["reason"]),
+        (0, &json!("Admitted"), &Value::Null, &json!("MayRead")),
+        "{peers}"
+    );
+    let table = world.isthmus("peers --context kind-alpha,kind-beta").await;
+    let row = table.out.lines().find(|line| line.starts_with("kind-beta")).unwrap();
+    assert!(table.code == 0 && row.contains("alpha") && row.contains("Admitted"), "{table}");
+    let status = world.isthmus("status --context kind-beta").await;
+    assert!(status.code == 0 && status.out.contains("0/0, 1 admitted"), "{status}");
+
+    // Both ways, and the second way back.
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    assert_eq!(relations(&world).await, (Some(Connected), Some(Connected)));
+    let as_it_is = world.isthmus(&one_way).await;
+    assert!(as_it_is.code == 0 && as_it_is.err.contains("peer-alpha unchanged"), "{as_it_is}");
+    let back = "disconnect --context kind-beta --destination-context kind-alpha --connection-mode unicast";
+    let back = world.isthmus(back).await;
+    assert_eq!(back.code, 0, "{back}");
+    for said in ["peer-alpha lets alpha in, which reads from here", "nothing is read from alpha"] {
+        assert!(back.err.contains(said), "{back}");
+    }
+    assert_eq!(relations(&world).await, (Some(Connected), Some(Admitted)));
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let alone = |value: &str| json!({"metadata": {"annotations": {CONNECT_ANNOTATION: value}}});
+    let params = PatchParams::default();
+    let secrets = world.beta.namespaced::<Secret>();
+    secrets.patch("peer-alpha", &params, &Patch::Merge(alone("false"))).await.unwrap();
+    assert_eq!(
+        relations(&world).await,
+        (Some(Connected), Some(Apart)),
+        "the annotation alone takes a connection apart"
     );
 
-    let shared = info("alpha", 1);
-    world.alpha.publish(&shared).await;
-    world.beta.publish(&ClusterInfo { ca: shared.ca, ..info("beta", 2) }).await;
-    let connected = world.isthmus(&one_way).await;
-    assert_eq!(
-        (connected.code, connected.json()["secrets"].as_array().unwrap().len()),
-        (0, 1),
-        "{connected}"
+    // Both halves go, and nothing else is left behind.
+    assert_eq!(world.isthmus(&one_way).await.code, 0);
+    let apart = world.isthmus(&format!("{DISCONNECT} --connection-mode unicast")).await;
+    assert_eq!(apart.code, 0, "{apart}");
+    assert_eq!(relations(&world).await, (Some(Apart), Some(Apart)));
+    assert!(world.alpha.peers().await.is_empty() && world.beta.peers().await.is_empty());
+    assert_eq!(world.isthmus(&one_way).await.code, 0);
+    let forgotten = world.isthmus(&format!("{DISCONNECT} --connection-mode unicast --delete")).await;
+    assert_eq!(forgotten.code, 0, "{forgotten}");
+    assert_eq!(relations(&world).await, (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_other_direction_needs_is_not_deleted_with_this_one() {
+    let world = World::start().await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    let one = world.isthmus(&format!("{DISCONNECT} --connection-mode unicast --delete")).await;
+    assert_eq!(one.code, 0, "{one}");
+    assert!(one.err.contains("peer-beta lets beta in"), "{one}");
+    assert_eq!(relations(&world).await, (Some(Relation::Admitted), Some(Relation::Connected)));
+    let both = world.isthmus(&format!("{DISCONNECT} --delete")).await;
+    assert_eq!(both.code, 0, "{both}");
+    assert_eq!(relations(&world).await, (None, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_lets_a_cluster_in_need_not_be_told_where_it_is() {
+    let world = World::start().await;
+    world.beta.set_observing(true);
+    let services = world.alpha.namespaced::<Service>();
+    services.delete("clustermesh-apiserver", &DeleteParams::default()).await.unwrap();
+    let one_way = format!("{CONNECT} --connection-mode unicast");
+    let manifests = world.isthmus(&format!("{one_way} --dry-run -o yaml")).await;
+    assert_eq!(manifests.code, 0, "{manifests}");
+    let (admits, connects) = manifests.out.split_once("---\n").unwrap();
+    assert!(
+        admits.starts_with("# For kind-beta: the certificates of alpha's authority, to let it in")
+            && admits.contains("isthmus.io/admit: 'true'")
+            && !admits.contains("endpoints:"),
+        "{manifests}"
     );
-    assert_eq!((world.alpha.peers().await, world.beta.peers().await), (vec!["beta".into()], vec![]));
+    assert!(
+        connects.contains("isthmus.io/connect: 'true'") && connects.contains("endpoints:"),
+        "{manifests}"
+    );
+    assert_eq!(world.isthmus(&one_way).await.code, 0);
+    world.isthmus(CONNECT).await.fails_saying(&["where the gateway of cluster alpha is is not known"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -471,6 +567,27 @@ async fn a_ca_that_is_not_ours_and_a_leader_that_is_silent_are_told_of() {
         "does a clustermesh-apiserver lead?",
         "Give the command again",
     ]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_lets_a_cluster_in_is_told_of_its_next_ca_and_takes_note_before_it_is_used() {
+    let world = World::start().await;
+    world.beta.set_observing(true);
+    let rotations = world.alpha.rotate_when_asked("steady", "alpha", 1).await;
+    assert_eq!(world.isthmus(&format!("{CONNECT} --connection-mode unicast")).await.code, 0);
+    let rotated = world.isthmus(ROTATE).await;
+    assert_eq!(rotated.code, 0, "{rotated}");
+    let steps: Vec<_> = ["peer-alpha updated", "kind-beta: alpha is let in", "issued by the next CA"]
+        .map(|said| rotated.err.find(said).unwrap_or_else(|| panic!("it says {said:?}: {rotated}")))
+        .into();
+    assert!(steps.is_sorted(), "{rotated}");
+    assert_eq!(ca_known_of_alpha(&world).await, rotations.new.as_str().trim());
+    let known = PeerSecret::parse(&world.beta.secret("peer-alpha").await.unwrap()).unwrap();
+    assert_eq!(known.relation, Relation::Admitted, "and lets it in as before");
+
+    // The other cluster has readers, too, which have to be named.
+    let alone = world.isthmus("rotate-ca --context kind-beta").await;
+    alone.fails_saying(&["alpha", "--without-peer"]);
 }
 
 async fn ca_known_of_alpha(world: &World) -> String {

@@ -99,3 +99,36 @@ async fn real_apiservers_are_connected_get_another_ca_and_are_taken_apart() {
     let peers = world.isthmus("peers --context kind-alpha,kind-beta -o json").await;
     assert_eq!(peers.json()["peers"], json!([]), "{peers}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_apiserver_reads_from_one_that_lets_it_in_and_goes_on_with_another_ca() {
+    let world = World::of(Cluster::without_isthmus(&ALPHA).await, Cluster::without_isthmus(&BETA).await);
+    let _alpha = run(&world.alpha, &ALPHA, world.folder.path()).await;
+    let beta = run(&world.beta, &BETA, world.folder.path()).await;
+    let both = "--context kind-alpha --destination-context kind-beta";
+    let one_way = "--connection-mode unicast";
+
+    // Where alpha's gateway is, nobody has to know.
+    let connect = format!("connect {both} {one_way} --destination-endpoint {}", beta.gateway);
+    let connected = world.isthmus(&connect).await;
+    assert_eq!(connected.code, 0, "{connected}");
+    let status = world.isthmus("status --context kind-alpha,kind-beta -o json").await;
+    assert_eq!(status.code, 0, "{status}");
+    let status = status.json();
+    let peer = |cluster: usize| status["clusters"][cluster]["peers"][0].clone();
+    assert_eq!((&peer(0)["relation"], &peer(0)["ready"]), (&json!("Connected"), &json!(true)), "{status}");
+    assert_eq!((&peer(1)["relation"], &peer(1)["ready"]), (&json!("Admitted"), &json!(null)), "{status}");
+
+    // Of either cluster: the reader's is trusted in time where it is let in, the other's where it is read from.
+    for rotating in [both, "--context kind-beta --destination-context kind-alpha"] {
+        let rotated = world.isthmus(&format!("rotate-ca {rotating}")).await;
+        assert_eq!(rotated.code, 0, "{rotated}");
+        let status = world.isthmus("status --context kind-alpha,kind-beta --wait --wait-duration 30s").await;
+        assert_eq!(status.code, 0, "connected as before: {status}");
+    }
+
+    let apart = world.isthmus(&format!("disconnect {both} {one_way}")).await;
+    assert_eq!(apart.code, 0, "{apart}");
+    let peers = world.isthmus("peers --context kind-alpha,kind-beta -o json").await;
+    assert_eq!(peers.json()["peers"], json!([]), "{peers}");
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use isthmus_crds::names::{CA_SECRET, CA_SECRET_TYPE};
+use isthmus_crds::names::{CA_SECRET, CA_SECRET_TYPE, FORMER_CERTIFICATE_KEY as FORMER};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
@@ -25,6 +25,8 @@ pub(super) struct AuthoritySecret {
     /// Everything that is trusted, the active one first.
     trusted: Vec<Certificate>,
     next: Option<Authority>,
+    /// Which one the active one has taken the place of, until it is trusted no more.
+    former: Option<Certificate>,
     /// Where its rotation stands.
     pub(super) rotation: Rotation,
     /// What is wanted of it; in words if that cannot be understood.
@@ -71,6 +73,12 @@ impl AuthoritySecret {
         } else {
             None
         };
+        let former = if has(FORMER) {
+            let former = Certificate::first(text(secret, FORMER)?);
+            Some(former.map_err(|error| format!("{FORMER}: {error}"))?)
+        } else {
+            None
+        };
         let annotation = |name: &str| secret.metadata.annotations.as_ref()?.get(name).map(String::as_str);
         // What is there decides where it contradicts what is said, as after somebody has edited it.
         let said = annotation(STATE_ANNOTATION).unwrap_or("steady").parse().unwrap_or_default();
@@ -79,11 +87,17 @@ impl AuthoritySecret {
             (Rotation::Preparing | Rotation::Prepared, None) => Rotation::Steady,
             (said, _) => said,
         };
+        // What another one still has to be trusted no more is not over.
+        let rotation = match rotation {
+            Rotation::Steady if former.is_some() => Rotation::Activating,
+            rotation => rotation,
+        };
         Ok(Self {
             active,
             certificate,
             trusted: distinct(trusted),
             next,
+            former,
             rotation,
             request: annotation(REQUEST_ANNOTATION).map(str::parse).transpose(),
             secret: secret.clone(),
@@ -141,15 +155,23 @@ impl AuthoritySecret {
         Some(self.changed(Rotation::Activating, |data| {
             data.insert("tls.crt".to_owned(), bytes(&next.certificate));
             data.insert("tls.key".to_owned(), bytes(&next.key));
+            data.insert(FORMER.to_owned(), bytes(&self.certificate.pem()));
             data.remove("next.crt");
             data.remove("next.key");
         }))
     }
 
-    /// With the active authority alone.
+    /// Without the authority that the active one has taken the place of. Others that somebody has put beside them stay.
     pub(super) fn finished(&self) -> Secret {
+        let stays = |trusted: &&Certificate| match &self.former {
+            Some(former) => *trusted != former,
+            // Whoever has exchanged the active one has not said which it was: none is safe to be left.
+            None => **trusted == self.certificate,
+        };
+        let trusted = self.trusted.iter().filter(stays).map(Certificate::pem).collect::<String>();
         self.changed(Rotation::Steady, |data| {
-            data.insert("ca.crt".to_owned(), bytes(&self.certificate.pem()));
+            data.insert("ca.crt".to_owned(), bytes(&trusted));
+            data.remove(FORMER);
         })
     }
 
@@ -241,7 +263,34 @@ mod tests {
         assert!(activated.activated().is_none());
         let finished = parse(&activated.finished());
         assert_eq!(finished.trusted, std::slice::from_ref(&activated.certificate));
-        assert_eq!(finished.rotation, Rotation::Steady);
+        assert_eq!((finished.rotation, finished.former), (Rotation::Steady, None));
+    }
+
+    #[test]
+    fn a_rotation_takes_away_the_authority_that_it_replaced_and_no_other() {
+        let first = parse(&AuthoritySecret::generate("alpha").unwrap());
+        let foreign = Authority::generate("by hand", AUTHORITY_VALIDITY).unwrap();
+        let foreign = Certificate::first(foreign.certificate()).unwrap();
+        let add = |mut secret: Secret| {
+            let data = secret.data.as_mut().unwrap();
+            let bundle = [data["ca.crt"].0.as_slice(), foreign.pem().as_bytes()].concat();
+            data.insert("ca.crt".to_owned(), ByteString(bundle));
+            secret
+        };
+        let before = parse(&add(first.secret.clone()));
+        let prepared = parse(&before.with_next("alpha").unwrap());
+        let activated = parse(&prepared.activated().unwrap());
+        assert_eq!(activated.former.as_ref(), Some(&first.certificate));
+        let finished = parse(&activated.finished());
+        assert_eq!(finished.trusted, [activated.certificate.clone(), foreign.clone()]);
+
+        let meanwhile = parse(&add(activated.in_state(Rotation::Activated)));
+        assert_eq!(parse(&meanwhile.finished()).trusted, [activated.certificate.clone(), foreign.clone()]);
+
+        // One that was activated by somebody who did not write down what was before.
+        let mut unsaid = activated.in_state(Rotation::Activated);
+        unsaid.data.as_mut().unwrap().remove(FORMER);
+        assert_eq!(parse(&parse(&unsaid).finished()).trusted, [activated.certificate]);
     }
 
     #[test]
@@ -275,5 +324,7 @@ mod tests {
         assert_eq!(parse(&first.in_state(Rotation::Prepared)).rotation, Rotation::Steady);
         let next = parse(&first.with_next("alpha").unwrap());
         assert_eq!(parse(&next.in_state(Rotation::Activated)).rotation, Rotation::Preparing);
+        let activated = parse(&next.activated().unwrap());
+        assert_eq!(parse(&activated.in_state(Rotation::Steady)).rotation, Rotation::Activating);
     }
 }

@@ -29,10 +29,11 @@
 //!    to the files of node agents, the state is `prepared`.
 //! 2. **Give the bundle to the peers**: `ca.crt` of `isthmus-cluster-info` into the peer Secrets for this cluster, in every
 //!    cluster that is connected to it. The leader cannot see these. (`isthmus connect` again does it.)
-//! 3. Ask for **`activate`**. The next authority becomes the active one (`tls.crt`, `tls.key`; the old key is gone), and every
-//!    certificate is issued anew. When all are, and the kubelets' time has passed again, the state is `activated`.
-//! 4. Ask for **`finish`**. The old authority leaves the bundle, everywhere. The state is `steady`. The peers are given the
-//!    bundle again, so that they trust the old one no longer.
+//! 3. Ask for **`activate`**. The next authority becomes the active one (`tls.crt`, `tls.key`; the old key is gone, its
+//!    certificate is kept as `former.crt`), and every certificate is issued anew. When all are, and the kubelets' time has
+//!    passed again, the state is `activated`.
+//! 4. Ask for **`finish`**. The old authority leaves the bundle, everywhere; another one that somebody has added to `ca.crt`
+//!    stays. The state is `steady`. The peers are given the bundle again, so that they trust the old one no longer.
 //!
 //! Until `activate`, **`abort`** takes the next authority back. Later there is nothing to go back to: rotate once more.
 //!

@@ -234,6 +234,7 @@ impl View {
             store: self.store_status(),
             exporter: writing.as_ref().map(|writing| writing.export_status()).unwrap_or_default(),
             peers: relay.map(Relay::peers).unwrap_or_default(),
+            admitted: relay.map(Relay::admitted).unwrap_or_default(),
             refused_files: relay.map(Relay::refused_files).unwrap_or_default(),
             refused_secrets: relay.map(Relay::refused_secrets).unwrap_or_default(),
             secrets_unread: relay.and_then(Relay::secrets_unread),

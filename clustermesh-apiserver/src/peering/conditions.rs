@@ -1,23 +1,31 @@
 //! What the conditions of a ClusterPeer say.
 
 use chrono::SecondsFormat;
-use isthmus_crds::{CONNECTED, READY, SYNCED};
+use isthmus_crds::{ADMITTED, CONNECTED, READY, SYNCED};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::status::{PeerCause, PeerState, PeerStatus};
+use super::subject::Subject;
+use crate::status::{AdmittedPeer, PeerCause, PeerState, PeerStatus};
 
 /// The longest text that is written, in bytes. Kubernetes takes 32 KiB of a message.
 pub(super) const LONGEST_TEXT: usize = 1024;
 
-/// The three conditions as they are at `now`. One that has the same status as `before` has changed when that one had.
+/// The reason of the condition Admitted while it holds.
+const MAY_READ: &str = "MayRead";
+
+/// The conditions as they are at `now`. One that has the same status as `before` has changed when that one had.
 pub(super) fn conditions(
-    peer: &PeerStatus,
+    peer: &Subject,
     warning: Option<&str>,
     before: &[Condition],
     generation: Option<i64>,
     now: &Time,
 ) -> Vec<Condition> {
-    [connected(peer), synced(peer), ready(peer, warning)]
+    let verdicts = match peer {
+        Subject::Mirrored(peer) => vec![connected(peer), synced(peer), ready(peer, warning)],
+        Subject::Admitted(peer) => vec![admitted(peer, warning)],
+    };
+    verdicts
         .into_iter()
         .map(|verdict| {
             let status = if verdict.holds { "True" } else { "False" };
@@ -71,10 +79,30 @@ fn ready(peer: &PeerStatus, warning: Option<&str>) -> Verdict {
         let confirmed = confirmed.to_rfc3339_opts(SecondsFormat::Secs, true);
         message = format!("{message}. What was mirrored stays, and was complete at {confirmed}");
     }
-    if let Some(warning) = warning {
-        message = format!("{message}. Its configuration was changed, and cannot be used: {warning}");
+    Verdict { type_: READY, holds, reason: peer.cause.as_str(), message: warned(message, warning) }
+}
+
+/// Whether it makes use of it is not known here: it would be a client of any replica's gateway.
+fn admitted(peer: &AdmittedPeer, warning: Option<&str>) -> Verdict {
+    let name = &peer.name;
+    let (holds, reason, message) = match &peer.problem {
+        None => (true, MAY_READ, format!("{name} may read from this cluster; nothing is read from it")),
+        Some(problem) => {
+            let reason = PeerCause::InvalidSecret.as_str();
+            (false, reason, format!("{name} may not read from this cluster: {problem}"))
+        }
+    };
+    Verdict { type_: ADMITTED, holds, reason, message: warned(message, warning) }
+}
+
+/// A message with what is wrong with the present configuration, if an earlier one is in use.
+fn warned(message: String, warning: Option<&str>) -> String {
+    match warning {
+        None => message,
+        Some(warning) => {
+            format!("{message}. Its configuration was changed, and cannot be used: {warning}")
+        }
     }
-    Verdict { type_: READY, holds, reason: peer.cause.as_str(), message }
 }
 
 fn why(peer: &PeerStatus) -> String {
@@ -97,6 +125,7 @@ pub(super) fn bounded(text: &str) -> String {
 pub(super) mod tests {
     use k8s_openapi::jiff::Timestamp;
 
+    use super::super::subject::tests::admitted;
     use super::*;
     use crate::status::Counts;
 
@@ -128,7 +157,11 @@ pub(super) mod tests {
         Time(Timestamp::from_second(second).unwrap())
     }
 
-    fn told(peer: &PeerStatus) -> Vec<(String, String)> {
+    fn mirrored(peer: &PeerStatus) -> Subject {
+        Subject::from(peer.clone())
+    }
+
+    fn told(peer: &Subject) -> Vec<(String, String)> {
         let all = conditions(peer, None, &[], Some(1), &time(1));
         all.into_iter().map(|condition| (condition.status, condition.reason)).collect()
     }
@@ -152,21 +185,32 @@ pub(super) mod tests {
             (Ready, PeerCause::Mirrored, ["True GatewayAnswers", "True Mirrored", "True Mirrored"]),
             (Draining, PeerCause::Draining, ["False Draining", "False Draining", "False Draining"]),
         ] {
-            let told =
-                told(&peer(state, cause)).into_iter().map(|(status, reason)| format!("{status} {reason}"));
+            let told = told(&mirrored(&peer(state, cause)))
+                .into_iter()
+                .map(|(status, reason)| format!("{status} {reason}"));
             assert_eq!(told.collect::<Vec<_>>(), says, "{state}");
         }
     }
 
     #[test]
+    fn who_may_only_read_is_admitted_and_nothing_else() {
+        let beta = |problem| Subject::Admitted(admitted(problem));
+        assert_eq!(told(&beta(None)), [("True".to_owned(), "MayRead".to_owned())]);
+        assert_eq!(told(&beta(Some("broken"))), [("False".to_owned(), "InvalidSecret".to_owned())]);
+        let edited = conditions(&beta(None), Some("`ca.crt` is empty"), &[], None, &time(1));
+        assert!(edited[0].message.contains("nothing is read from it. Its configuration was changed"));
+        assert!(edited[0].message.contains("`ca.crt` is empty"), "{}", edited[0].message);
+    }
+
+    #[test]
     fn the_time_of_the_last_change_moves_only_with_the_status() {
         let connecting = peer(PeerState::Connecting, PeerCause::Connecting);
-        let first = conditions(&connecting, None, &[], Some(1), &time(1));
+        let first = conditions(&mirrored(&connecting), None, &[], Some(1), &time(1));
         let unreachable = peer(PeerState::Connecting, PeerCause::Unreachable);
-        let second = conditions(&unreachable, None, &first, Some(1), &time(2));
+        let second = conditions(&mirrored(&unreachable), None, &first, Some(1), &time(2));
         assert!(second.iter().all(|condition| condition.last_transition_time == time(1)), "{second:?}");
         let synchronizing = peer(PeerState::Synchronizing, PeerCause::Synchronizing);
-        let third = conditions(&synchronizing, None, &second, Some(1), &time(3));
+        let third = conditions(&mirrored(&synchronizing), None, &second, Some(1), &time(3));
         let times: Vec<_> = third.iter().map(|condition| condition.last_transition_time.clone()).collect();
         assert_eq!(times, [time(3), time(1), time(1)]);
     }
@@ -175,7 +219,7 @@ pub(super) mod tests {
     fn a_lost_peer_is_told_how_old_its_data_is_and_a_bad_edit_is_told() {
         let mut lost = peer(PeerState::Connecting, PeerCause::Unreachable);
         lost.confirmed = chrono::DateTime::from_timestamp(0, 0);
-        let all = conditions(&lost, Some("`endpoints` is missing"), &[], None, &time(1));
+        let all = conditions(&mirrored(&lost), Some("`endpoints` is missing"), &[], None, &time(1));
         assert!(all[2].message.contains("complete at 1970-01-01T00:00:00Z"), "{}", all[2].message);
         assert!(all[2].message.contains("`endpoints` is missing"), "{}", all[2].message);
         assert!(!all[0].message.contains("1970"));
@@ -185,7 +229,7 @@ pub(super) mod tests {
     fn what_a_peer_says_is_bounded_and_on_one_line() {
         let mut hostile = peer(PeerState::Connecting, PeerCause::Unreachable);
         hostile.reason = Some(format!("\u{1b}[31m\n{}", "é".repeat(10_000)));
-        for condition in conditions(&hostile, None, &[], None, &time(1)) {
+        for condition in conditions(&mirrored(&hostile), None, &[], None, &time(1)) {
             assert!(condition.message.len() <= LONGEST_TEXT);
             assert!(!condition.message.contains(|c: char| c.is_control()));
         }

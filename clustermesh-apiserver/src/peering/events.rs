@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_crds::{CONNECTED, ClusterPeer, ClusterPeerStatus, READY};
+use isthmus_crds::{ADMITTED, CONNECTED, ClusterPeer, ClusterPeerStatus, READY};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -85,11 +85,20 @@ fn happened(old: Option<&ClusterPeerStatus>, new: &ClusterPeerStatus) -> Vec<(Ev
     };
     let before = |type_: &str| old.and_then(|old| find(old, type_));
     let held = |type_: &str| before(type_).is_some_and(|condition| condition.status == "True");
-    let (Some(connected), Some(ready)) = (find(new, CONNECTED), find(new, READY)) else { return Vec::new() };
     let mut events = Vec::new();
     let mut add = |type_, reason: &str, condition: &Condition| {
         events.push((type_, reason.to_owned(), condition.message.clone()));
     };
+    if let Some(admitted) = find(new, ADMITTED) {
+        match admitted.status == "True" {
+            true if !held(ADMITTED) => add(EventType::Normal, "Admitted", &admitted),
+            false if before(ADMITTED).is_none_or(|before| before.status == "True") => {
+                add(EventType::Warning, &admitted.reason, &admitted);
+            }
+            true | false => {}
+        }
+    }
+    let (Some(connected), Some(ready)) = (find(new, CONNECTED), find(new, READY)) else { return events };
     let is_news = before(READY).is_none_or(|before| before.reason != ready.reason);
     if ready.reason == PeerCause::Draining.as_str() {
         if is_news {
@@ -125,6 +134,8 @@ mod tests {
     use super::super::conditions::tests::peer;
     use super::*;
     use crate::peering::object::status;
+    use crate::peering::subject::Subject;
+    use crate::peering::subject::tests::admitted;
     use crate::status::PeerState;
 
     #[test]
@@ -147,10 +158,28 @@ mod tests {
             (Draining, PeerCause::Draining, &["Disconnected"]),
             (Draining, PeerCause::Draining, &[]),
         ] {
-            let new = status(&peer(state, cause), None, &[], None, chrono::Utc::now());
+            let peer = Subject::from(peer(state, cause));
+            let new = status(&peer, None, &[], None, chrono::Utc::now());
             let reasons: Vec<_> =
                 happened(old.as_ref(), &new).into_iter().map(|(_, reason, _)| reason).collect();
             assert_eq!(reasons, told, "{state} {cause:?}");
+            old = Some(new);
+        }
+    }
+
+    #[test]
+    fn that_a_cluster_may_read_is_told_when_it_begins_and_when_it_cannot() {
+        let mut old = None;
+        for (problem, told) in [
+            (Some("broken"), &["InvalidSecret"][..]),
+            (Some("still broken"), &[]),
+            (None, &["Admitted"]),
+            (None, &[]),
+        ] {
+            let new = status(&Subject::Admitted(admitted(problem)), None, &[], None, chrono::Utc::now());
+            let reasons: Vec<_> =
+                happened(old.as_ref(), &new).into_iter().map(|(_, reason, _)| reason).collect();
+            assert_eq!(reasons, told, "{problem:?}");
             old = Some(new);
         }
     }

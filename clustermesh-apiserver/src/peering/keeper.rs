@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::events::{self, Queue, UNDER_WAY};
 use super::object::{named, news, spec, status};
 use super::pace::{News, Pace};
+use super::subject::{Subject, subjects};
 use crate::exporter::{RetryDelay, chain};
 use crate::relay::{Origin, Refused, Relay};
-use crate::status::{Counts, PeerCause, PeerState, PeerStatus};
 
 /// Between two looks at the peers: what changes together is seen together.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -112,9 +112,9 @@ impl Keeper {
         let mut next = Instant::now() + LOOK;
         let refused = self.relay.refused();
         self.tell_of_secrets(&refused);
-        let peers = peers(self.relay.peers(), &refused);
+        let peers = subjects(self.relay.peers(), self.relay.admitted(), &refused);
         for peer in peers.values() {
-            next = next.min(self.keep(peer, warning(peer, &refused)).await);
+            next = next.min(self.keep(peer, peer.warning(&refused)).await);
         }
         let others: Vec<String> =
             self.known.keys().filter(|name| !peers.contains_key(*name)).cloned().collect();
@@ -125,15 +125,16 @@ impl Keeper {
     }
 
     /// Writes a ClusterPeer if it is due, and says when it will be again.
-    async fn keep(&mut self, peer: &PeerStatus, warning: Option<&str>) -> Instant {
-        let known = self.known.entry(peer.name.clone()).or_insert_with(|| Known::new(None));
+    async fn keep(&mut self, peer: &Subject, warning: Option<&str>) -> Instant {
+        let known = self.known.entry(peer.name().to_owned()).or_insert_with(|| Known::new(None));
         let now = Instant::now();
         if let Some(blocked) = known.blocked.filter(|blocked| *blocked > now) {
             return blocked;
         }
         // An earlier leader's word stands while this one is finding out.
         let was_ready = known.object.as_ref().is_some_and(|object| object.is(READY));
-        if !known.ours && was_ready && UNDER_WAY.contains(&peer.cause) && now < self.began + TAKEOVER {
+        let under_way = matches!(peer, Subject::Mirrored(peer) if UNDER_WAY.contains(&peer.cause));
+        if !known.ours && was_ready && under_way && now < self.began + TAKEOVER {
             return self.began + TAKEOVER;
         }
         let due = match &known.object {
@@ -233,7 +234,7 @@ impl Keeper {
 async fn write(
     api: &Api<ClusterPeer>,
     known: &mut Known,
-    peer: &PeerStatus,
+    peer: &Subject,
     warning: Option<&str>,
 ) -> Result<Option<isthmus_crds::ClusterPeerStatus>, String> {
     let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -241,65 +242,21 @@ async fn write(
     let mut object = match known.object.take() {
         Some(object) if known.ours && object.spec == wanted => object,
         _ => {
-            let patch = Patch::Apply(named(&peer.name, wanted));
-            request("patch", api.patch(&peer.name, &params, &patch)).await?
+            let patch = Patch::Apply(named(peer.name(), wanted));
+            request("patch", api.patch(peer.name(), &params, &patch)).await?
         }
     };
     let before = object.status.take();
     let conditions = before.as_ref().map(|before| before.conditions.as_slice()).unwrap_or_default();
     let now = status(peer, warning, conditions, object.metadata.generation, Utc::now());
     let patch = json!({
-        "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": peer.name}, "status": now,
+        "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": peer.name()}, "status": now,
     });
     // An object that was deleted meanwhile is made again, since nothing is known of it while this fails.
-    request("patch the status of", api.patch_status(&peer.name, &params, &Patch::Apply(patch))).await?;
+    request("patch the status of", api.patch_status(peer.name(), &params, &Patch::Apply(patch))).await?;
     object.status = Some(now);
     known.object = Some(object);
     Ok(before)
-}
-
-/// What is wrong with the configuration that a connected peer should have by now.
-fn warning<'a>(peer: &PeerStatus, refused: &'a BTreeMap<Origin, Refused>) -> Option<&'a str> {
-    if peer.cause == PeerCause::InvalidSecret {
-        return None;
-    }
-    Some(&refused.get(peer.source.as_ref()?)?.reason)
-}
-
-/// The peers, and the clusters that would be peers if their Secret could be used.
-fn peers(peers: Vec<PeerStatus>, refused: &BTreeMap<Origin, Refused>) -> BTreeMap<String, PeerStatus> {
-    let mut all: BTreeMap<String, PeerStatus> =
-        peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
-    for (origin, refused) in refused {
-        if let (Origin::Secret { .. }, Some(cluster)) = (origin, &refused.cluster) {
-            all.entry(cluster.to_string()).or_insert_with(|| never_connected(cluster, origin, refused));
-        }
-    }
-    all
-}
-
-fn never_connected(cluster: &ClusterName, origin: &Origin, refused: &Refused) -> PeerStatus {
-    PeerStatus {
-        name: cluster.to_string(),
-        cluster_id: None,
-        state: PeerState::Connecting,
-        source: Some(origin.clone()),
-        observed_secret: None,
-        cause: PeerCause::InvalidSecret,
-        reason: Some(format!("{origin}: {}", refused.reason)),
-        connected: false,
-        endpoint: None,
-        address: None,
-        confirmed: None,
-        data_age_seconds: None,
-        revision: 0,
-        revision_lag: 0,
-        counts: Counts::default(),
-        rejected: BTreeMap::new(),
-        failures: 0,
-        last_error: None,
-        last_failure: None,
-    }
 }
 
 /// Makes a request, and says what to do if it fails.

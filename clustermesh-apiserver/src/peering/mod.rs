@@ -13,6 +13,7 @@ mod events;
 mod keeper;
 mod object;
 mod pace;
+mod subject;
 
 use isthmus_crds::ClusterPeer;
 use kube::{Api, Client};

@@ -1,40 +1,60 @@
 //! A ClusterPeer as it should be, and what of it is news.
 
 use chrono::{DateTime, Utc};
-use isthmus_crds::{ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerSource, SecretName};
+use isthmus_crds::{
+    ClusterPeer, ClusterPeerSpec, ClusterPeerStatus, PeerCounts, PeerRelation, PeerSource, SecretName,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use super::conditions::{bounded, conditions};
 use super::pace::News;
+use super::subject::Subject;
 use crate::status::{Counts, PeerOrigin, PeerStatus};
 
 /// What configures a peer. One that nothing configures any more is being drained, and was configured by `before`.
-pub(super) fn spec(peer: &PeerStatus, before: Option<&ClusterPeerSpec>) -> ClusterPeerSpec {
-    match &peer.source {
-        Some(PeerOrigin::Secret { namespace, name }) => ClusterPeerSpec {
-            source: PeerSource::Secret,
-            secret: Some(SecretName { namespace: namespace.clone(), name: name.clone() }),
-        },
-        Some(PeerOrigin::File(_)) => ClusterPeerSpec { source: PeerSource::Directory, secret: None },
-        None => before.cloned().unwrap_or(ClusterPeerSpec { source: PeerSource::Directory, secret: None }),
+pub(super) fn spec(peer: &Subject, before: Option<&ClusterPeerSpec>) -> ClusterPeerSpec {
+    let (source, relation) = match peer {
+        Subject::Mirrored(peer) => (peer.source.as_ref(), PeerRelation::Connected),
+        Subject::Admitted(peer) => (Some(&peer.source), PeerRelation::Admitted),
+    };
+    let by = |source, secret| ClusterPeerSpec { source, secret, relation };
+    match source {
+        Some(PeerOrigin::Secret { namespace, name }) => {
+            by(PeerSource::Secret, Some(SecretName { namespace: namespace.clone(), name: name.clone() }))
+        }
+        Some(PeerOrigin::File(_)) => by(PeerSource::Directory, None),
+        None => before.cloned().unwrap_or(by(PeerSource::Directory, None)),
     }
 }
 
-/// How a peer is at `now`. `warning` is what is wrong with its present configuration, if it is connected by an earlier one.
+/// How a peer is at `now`. `warning` is what is wrong with its present configuration, if an earlier one is in use.
 pub(super) fn status(
-    peer: &PeerStatus,
+    peer: &Subject,
     warning: Option<&str>,
     before: &[Condition],
     generation: Option<i64>,
     now: DateTime<Utc>,
 ) -> ClusterPeerStatus {
     let now = time(now);
+    let conditions = conditions(peer, warning, before, generation, &now);
+    match peer {
+        Subject::Mirrored(peer) => mirrored(peer, conditions, now),
+        Subject::Admitted(peer) => ClusterPeerStatus {
+            observed_secret: peer.observed_secret.clone(),
+            conditions,
+            updated: Some(now),
+            ..ClusterPeerStatus::default()
+        },
+    }
+}
+
+fn mirrored(peer: &PeerStatus, conditions: Vec<Condition>, now: Time) -> ClusterPeerStatus {
     ClusterPeerStatus {
         cluster_id: peer.cluster_id.map(i32::from),
         endpoint: peer.endpoint.as_deref().map(bounded),
         observed_secret: peer.observed_secret.clone(),
-        conditions: conditions(peer, warning, before, generation, &now),
+        conditions,
         confirmed: peer.confirmed.map(time),
         data_age_seconds: peer.data_age_seconds.map(|age| age as i64),
         revision: Some(peer.revision).filter(|revision| *revision > 0),
@@ -98,9 +118,10 @@ fn time(time: DateTime<Utc>) -> Time {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conditions::tests::peer;
     use isthmus_crds::SecretVersion;
 
+    use super::super::conditions::tests::peer;
+    use super::super::subject::tests::admitted;
     use super::*;
     use crate::status::{PeerCause, PeerState};
 
@@ -109,23 +130,27 @@ mod tests {
         let now = DateTime::from_timestamp(100, 0).unwrap();
         let later = DateTime::from_timestamp(130, 0).unwrap();
         let mut beta = peer(PeerState::Ready, PeerCause::Mirrored);
-        let first = status(&beta, None, &[], Some(1), now);
+        let mirrored = |beta: &PeerStatus| Subject::from(beta.clone());
+        let first = status(&mirrored(&beta), None, &[], Some(1), now);
         beta.revision = 8;
         beta.confirmed = Some(later);
-        let second = status(&beta, None, &first.conditions, Some(1), later);
+        let second = status(&mirrored(&beta), None, &first.conditions, Some(1), later);
         assert_eq!(news(&first, &second), News::None, "times and revisions move all the time");
         beta.counts.nodes = 3;
-        let third = status(&beta, None, &second.conditions, Some(1), later);
+        let third = status(&mirrored(&beta), None, &second.conditions, Some(1), later);
         assert_eq!(news(&second, &third), News::Detail);
-        assert_eq!(news(&third, &status(&beta, Some("broken"), &[], Some(1), later)), News::Detail);
+        assert_eq!(
+            news(&third, &status(&mirrored(&beta), Some("broken"), &[], Some(1), later)),
+            News::Detail
+        );
         beta.endpoint = Some("https://other:1".to_owned());
-        let fourth = status(&beta, None, &third.conditions, Some(1), later);
+        let fourth = status(&mirrored(&beta), None, &third.conditions, Some(1), later);
         assert_eq!(news(&third, &fourth), News::Important);
         beta.observed_secret = Some(SecretVersion { uid: "u".to_owned(), resource_version: "2".to_owned() });
-        let fifth = status(&beta, None, &fourth.conditions, Some(1), later);
+        let fifth = status(&mirrored(&beta), None, &fourth.conditions, Some(1), later);
         assert_eq!(news(&fourth, &fifth), News::Important, "the command line waits for it");
         let lost = peer(PeerState::Connecting, PeerCause::Unreachable);
-        assert_eq!(news(&fourth, &status(&lost, None, &[], Some(1), later)), News::Important);
+        assert_eq!(news(&fourth, &status(&mirrored(&lost), None, &[], Some(1), later)), News::Important);
     }
 
     #[test]
@@ -133,14 +158,30 @@ mod tests {
         let mut beta = peer(PeerState::Draining, PeerCause::Draining);
         beta.source =
             Some(PeerOrigin::Secret { namespace: "system".to_owned(), name: "peer-beta".to_owned() });
-        let secret = spec(&beta, None);
-        assert_eq!(secret.source, PeerSource::Secret);
+        let secret = spec(&Subject::from(beta.clone()), None);
+        assert_eq!((secret.source, secret.relation), (PeerSource::Secret, PeerRelation::Connected));
         beta.source = None;
-        assert_eq!(spec(&beta, Some(&secret)), secret);
+        assert_eq!(spec(&Subject::from(beta.clone()), Some(&secret)), secret);
         beta.source = Some(PeerOrigin::File("beta".to_owned()));
-        assert_eq!(
-            spec(&beta, Some(&secret)),
-            ClusterPeerSpec { source: PeerSource::Directory, secret: None }
-        );
+        let file = spec(&Subject::from(beta), Some(&secret));
+        assert_eq!((file.source, file.secret), (PeerSource::Directory, None));
+        let admitted = spec(&Subject::Admitted(admitted(None)), Some(&secret));
+        assert_eq!(admitted, ClusterPeerSpec { relation: PeerRelation::Admitted, ..secret });
+    }
+
+    #[test]
+    fn of_a_cluster_that_may_only_read_nothing_is_claimed_but_that() {
+        let now = DateTime::from_timestamp(100, 0).unwrap();
+        let mut beta = admitted(None);
+        let version = SecretVersion { uid: "u".to_owned(), resource_version: "2".to_owned() };
+        beta.observed_secret = Some(version.clone());
+        let first = status(&Subject::Admitted(beta.clone()), None, &[], Some(1), now);
+        let types: Vec<_> = first.conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(types, ["Admitted"]);
+        assert_eq!(first.observed_secret, Some(version));
+        assert_eq!((first.endpoint.clone(), first.confirmed.clone(), first.revision_lag), (None, None, None));
+        beta.problem = Some("broken".to_owned());
+        let second = status(&Subject::Admitted(beta), None, &first.conditions, Some(1), now);
+        assert_eq!(news(&first, &second), News::Important);
     }
 }

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use isthmus_crds::peer::Relation;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::writer::Writer;
 use isthmus_wire::{ClusterName, Key};
@@ -31,7 +32,16 @@ pub(crate) use self::peers::{Origin, Refused};
 use self::peers::{PeerConfig, Peers};
 pub(crate) use self::view::PeerSync;
 use self::view::{PeerView, Shown};
-use crate::status::{PeerState, PeerStatus};
+use crate::status::{AdmittedPeer, PeerState, PeerStatus};
+
+/// Why nothing reaches for a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotReached {
+    /// What configures it cannot be used; why.
+    Unusable(String),
+    /// It may read from us, and nobody asks for more.
+    Admitted,
+}
 
 /// How the relay is set up.
 #[derive(Clone, Debug)]
@@ -144,23 +154,51 @@ impl Relay {
         self.views.borrow().iter().map(|(name, view)| view.borrow().sync(name)).collect()
     }
 
+    /// The clusters that may read from this one, and of which nothing is mirrored, also nothing that is still to go.
+    pub fn admitted(&self) -> Vec<AdmittedPeer> {
+        // One lock after the other, as in `peers`.
+        let mirrored: BTreeSet<ClusterName> = self.views.borrow().keys().cloned().collect();
+        let peers = self.peers.borrow();
+        let alone = |name: &ClusterName| !mirrored.contains(name) && !peers.configured.contains_key(name);
+        let admitted = peers.admitted.iter().filter(|(name, _)| alone(name));
+        admitted
+            .map(|(name, admission)| AdmittedPeer {
+                name: name.to_string(),
+                source: admission.origin.clone(),
+                observed_secret: admission.version.clone(),
+                problem: None,
+            })
+            .collect()
+    }
+
     /// Waits until something about a peer or a configuration has changed since this was called last. For one caller.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// What says how each peer is reached, and what it says; or why that cannot be used.
-    pub(crate) fn configurations(&self) -> Vec<(ClusterName, Origin, Result<ClientConfig, String>)> {
+    /// What says how each peer is reached, and what it says; or why nothing reaches for it.
+    pub(crate) fn configurations(&self) -> Vec<(ClusterName, Origin, Result<ClientConfig, NotReached>)> {
         let peers = self.peers.borrow();
         let usable = peers
             .configured
             .iter()
             .map(|(name, peer)| (name.clone(), peer.origin.clone(), Ok(peer.client.clone())));
+        let unconnected = |name: &ClusterName| !peers.configured.contains_key(name);
+        // Of one that is admitted, nothing is wrong with not reaching for it; unless somebody asks for that as well.
         let refused = peers.refused.iter().filter_map(|(origin, refused)| {
-            let name = refused.cluster.clone().filter(|name| !peers.configured.contains_key(name))?;
-            Some((name, origin.clone(), Err(refused.reason.clone())))
+            let wanted = |name: &ClusterName| {
+                refused.relation == Relation::Connected || !peers.admitted.contains_key(name)
+            };
+            let name = refused.cluster.clone().filter(|name| unconnected(name) && wanted(name))?;
+            Some((name, origin.clone(), Err(NotReached::Unusable(refused.reason.clone()))))
         });
-        usable.chain(refused).collect()
+        let mut all: Vec<_> = usable.chain(refused).collect();
+        for (name, admission) in &peers.admitted {
+            if !all.iter().any(|(known, ..)| known == name) {
+                all.push((name.clone(), admission.origin.clone(), Err(NotReached::Admitted)));
+            }
+        }
+        all
     }
 
     /// Files in the directory that are not used, and why; the directory itself, if it cannot be read.

@@ -209,7 +209,7 @@ impl Fault {
             Self::NotConfigured { known } => failed(
                 "not-configured",
                 format!("{peer} is not configured as a peer; configured are: {}", listed(known)),
-                "the name is misspelt, or there is neither a connected Secret of type isthmus.io/peer nor a file for it",
+                "the name is misspelt, or there is neither a Secret of type isthmus.io/peer that connects it nor a file for it",
                 (At::Own, kubectl("get secrets --field-selector type=isthmus.io/peer")),
             ),
             Self::Unusable { reason } => failed(
@@ -415,8 +415,14 @@ impl Fault {
                     ),
                     None => format!("{peer} wants a client certificate, and none is configured: {says}"),
                 },
-                "the peer does not trust who issued it for that name, or its clock is off: connect in both directions",
-                (At::Peer, kubectl("get secrets --field-selector type=isthmus.io/peer")),
+                "the peer does not admit us: it has no Secret about us with our authority that is annotated isthmus.io/connect or isthmus.io/admit, or its clock is off",
+                match &of.source {
+                    // It writes what is missing there, and leaves alone whether the peer reads from us.
+                    Source::Secret { .. } => (At::Own, format!("{} --connection-mode unicast", renew())),
+                    Source::File(_) => {
+                        (At::Peer, kubectl("get secrets --field-selector type=isthmus.io/peer"))
+                    }
+                },
             ),
             Self::NotTls { address, answer } => failed(
                 "not-tls",

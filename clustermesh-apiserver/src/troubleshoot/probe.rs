@@ -19,7 +19,7 @@ use super::relay;
 use super::report::{Outcome, PeerReport, Step, StepReport};
 use super::store::{CallError, Store};
 use super::target::Target;
-use crate::relay::OwnCluster;
+use crate::relay::{NotReached, OwnCluster};
 use crate::status::PeerStatus;
 
 /// The most addresses that are tried.
@@ -55,6 +55,14 @@ pub(super) struct Against<'a> {
 /// Probes one peer.
 pub(super) async fn run(target: &Target, of: Circumstances, against: &Against<'_>) -> PeerReport {
     let mut probe = Probe { of, steps: Vec::new(), limits: against.limits };
+    if target.client == Err(NotReached::Admitted) {
+        let seen = vec![format!("{} may read from this cluster; nothing is read from it", target.name)];
+        probe.told(Step::Configuration, Found { seen, faults: Vec::new() });
+        let why = "nothing is read from it; ask where it is whether it reads from here";
+        let rest = Step::OF_APISERVER.into_iter().filter(|step| *step != Step::Configuration);
+        rest.for_each(|step| probe.skip(step, why));
+        return probe.report(target);
+    }
     let revision = probe.connection(target, against).await;
     let ran_into = probe.failure();
     let relay = against.relay.map(|peers| peers.iter().find(|peer| peer.name == target.name.as_str()));
@@ -75,7 +83,7 @@ pub(super) async fn run(target: &Target, of: Circumstances, against: &Against<'_
             }
         }
     }
-    PeerReport { name: target.name.to_string(), source: target.source.to_string(), steps: probe.steps }
+    probe.report(target)
 }
 
 /// A report on a peer that is none.
@@ -100,6 +108,10 @@ struct Way<'a> {
 }
 
 impl Probe {
+    fn report(self, target: &Target) -> PeerReport {
+        PeerReport { name: target.name.to_string(), source: target.source.to_string(), steps: self.steps }
+    }
+
     /// All steps but the relay's. Returns the revision of the peer's store, if it has been asked.
     async fn connection(&mut self, target: &Target, against: &Against<'_>) -> Option<i64> {
         let Some(config) = self.configuration(target) else { return self.give_up() };
@@ -142,13 +154,14 @@ impl Probe {
     fn configuration<'a>(&mut self, target: &'a Target) -> Option<&'a ClientConfig> {
         let config = match &target.client {
             Ok(config) => config,
-            Err(reason) => {
+            Err(NotReached::Unusable(reason)) => {
                 self.told(
                     Step::Configuration,
                     Found { seen: Vec::new(), faults: vec![Fault::Unusable { reason: reason.clone() }] },
                 );
                 return None;
             }
+            Err(NotReached::Admitted) => return None,
         };
         let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
         let now = Utc::now();

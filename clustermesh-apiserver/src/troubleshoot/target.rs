@@ -7,7 +7,7 @@ use isthmus_kvstore::config::ClientConfig;
 use isthmus_wire::ClusterName;
 
 use super::fault::Source;
-use crate::relay::Relay;
+use crate::relay::{NotReached, Relay};
 use crate::status::PeerOrigin;
 
 /// What makes a file a peer, as for the relay.
@@ -22,14 +22,14 @@ pub struct Target {
     pub name: ClusterName,
     /// Where its configuration is.
     pub source: Source,
-    /// How to reach it; or why that cannot be told.
-    pub client: Result<ClientConfig, String>,
+    /// How to reach it; or why it is not reached.
+    pub client: Result<ClientConfig, NotReached>,
 }
 
 impl Target {
     /// A peer whose client configuration is in a file.
     pub fn in_file(name: ClusterName, path: &Path) -> Self {
-        let client = ClientConfig::load(path).map_err(|error| error.to_string());
+        let client = ClientConfig::load(path).map_err(|error| NotReached::Unusable(error.to_string()));
         Self { name, source: Source::File(path.to_owned()), client }
     }
 }
@@ -99,6 +99,7 @@ mod tests {
         let found = in_directory(folder.path(), Some(&own)).unwrap();
         let names: Vec<_> = found.iter().map(|target| target.name.as_str()).collect();
         assert_eq!(names, ["beta", "gamma"]);
-        assert!(found[1].client.as_ref().unwrap_err().contains("trusted-ca-file"), "{found:?}");
+        let refused = found[1].client.as_ref().unwrap_err();
+        assert!(matches!(refused, NotReached::Unusable(why) if why.contains("trusted-ca-file")), "{found:?}");
     }
 }

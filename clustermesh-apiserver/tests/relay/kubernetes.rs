@@ -13,7 +13,7 @@ use clustermesh_apiserver::relay::{
 };
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
 use clustermesh_apiserver::tasks::Tasks;
-use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret};
+use isthmus_crds::peer::{CONNECT_ANNOTATION, PeerSecret, Relation};
 use isthmus_crds::{CaBundle, ClusterPeer, READY, SecretVersion};
 use isthmus_kube_api::{Config, KubeApi};
 use isthmus_kvstore::config::LiveIdentity;
@@ -206,7 +206,7 @@ impl Cluster {
             server_name: None,
             addresses: Default::default(),
             identity: None,
-            connect: true,
+            relation: Relation::Connected,
         }
     }
 }

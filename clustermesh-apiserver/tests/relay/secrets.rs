@@ -1,7 +1,10 @@
 //! Peers that Secrets in the Kubernetes API connect and disconnect, and what the API is told of them.
 
 use clustermesh_apiserver::status::{PeerState, PeerStatus};
-use isthmus_crds::{CONNECTED, ClusterPeer, PeerSource, READY, SYNCED, SecretVersion};
+use isthmus_crds::peer::Relation;
+use isthmus_crds::{
+    ADMITTED, CONNECTED, ClusterPeer, PeerRelation, PeerSource, READY, SYNCED, SecretVersion,
+};
 use kube::api::{DeleteParams, PostParams};
 
 use crate::fixture::until;
@@ -16,7 +19,7 @@ async fn an_annotation_connects_and_disconnects_and_what_comes_back_meanwhile_wa
     let alpha = Alpha::start(&kubernetes).await;
     let beta = Cluster::start(&alpha, "beta", 2).await;
     let mut secret = beta.secret();
-    secret.connect = false;
+    secret.relation = Relation::Apart;
     kubernetes.configure(&secret, None).await;
     until("the Secrets have been read", || alpha.relay.waiting_for().map_or(Ok(()), Err)).await;
     assert!(alpha.relay.peers().is_empty(), "nothing asks for the connection");
@@ -72,6 +75,56 @@ async fn an_annotation_connects_and_disconnects_and_what_comes_back_meanwhile_wa
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_only_read_is_vouched_for_and_told_of_and_not_read_from() {
+    let kubernetes = Kubernetes::start().await;
+    let alpha = Alpha::start(&kubernetes).await;
+    let beta = Cluster::start(&alpha, "beta", 2).await;
+    let mut secret = beta.secret();
+    secret.relation = Relation::Admitted;
+    kubernetes.configure(&secret, None).await;
+    let is_admitted = |peer: &ClusterPeer| peer.is(ADMITTED) && peer.condition(READY).is_none();
+    let peer = kubernetes.peer("beta is admitted", "beta", is_admitted).await;
+    assert_eq!((peer.spec.source, peer.spec.relation), (PeerSource::Secret, PeerRelation::Admitted));
+    let version = kubernetes.version("peer-beta").await;
+    assert_eq!(peer.status.unwrap().observed_secret, Some(version));
+    let note = kubernetes.event("ClusterPeer", "beta", "Admitted").await;
+    assert!(note.contains("nothing is read from it"), "{note}");
+    let vouched = [("beta".parse().unwrap(), beta.authority.certificate().into())];
+    let authorities = alpha.sources.authorities();
+    assert_eq!(*authorities.borrow(), vouched);
+    assert!(alpha.relay.peers().is_empty() && !alpha.has(CONFIG));
+    assert_eq!(alpha.relay.admitted().len(), 1);
+
+    // Connected as well, and no longer: it is let in all the time.
+    kubernetes.annotate("peer-beta", "true").await;
+    let peer = kubernetes.ready("beta").await;
+    assert_eq!(peer.spec.relation, PeerRelation::Connected);
+    assert!(peer.condition(ADMITTED).is_none() && alpha.has(NODE));
+    kubernetes.annotate("peer-beta", "false").await;
+    kubernetes.reason("beta", "Draining").await;
+    assert_eq!(*authorities.borrow(), vouched);
+    kubernetes.peer("beta is admitted again", "beta", is_admitted).await;
+    assert!(!alpha.has(NODE) && !alpha.has(CONFIG), "nothing is left of what was read");
+    assert_eq!(*authorities.borrow(), vouched);
+
+    // A bad edit is told of, and shuts nobody out.
+    kubernetes.edit("peer-beta", "ca.crt", "nothing").await;
+    let note = kubernetes.event("Secret", "peer-beta", "InvalidSecret").await;
+    assert!(note.contains("`ca.crt`") && note.contains("stays admitted"), "{note}");
+    kubernetes
+        .peer("the warning", "beta", |peer| {
+            is_admitted(peer) && peer.condition(ADMITTED).unwrap().message.contains("`ca.crt`")
+        })
+        .await;
+    assert_eq!(*authorities.borrow(), vouched);
+
+    kubernetes.delete("peer-beta").await;
+    kubernetes.no_peer("beta").await;
+    assert!(authorities.borrow().is_empty());
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_cannot_be_used_is_told_and_everybody_else_goes_on() {
     let kubernetes = Kubernetes::start().await;
     let alpha = Alpha::start(&kubernetes).await;
@@ -85,7 +138,7 @@ async fn a_secret_that_cannot_be_used_is_told_and_everybody_else_goes_on() {
     kubernetes.ready("gamma").await;
     let mut broken = gamma.secret();
     broken.cluster = "delta".parse().unwrap();
-    broken.connect = false;
+    broken.relation = Relation::Apart;
     kubernetes.configure(&broken, None).await;
     kubernetes.edit("peer-delta", "ca.crt", "nothing").await;
     kubernetes.annotate("peer-delta", "true").await;
@@ -287,7 +340,11 @@ async fn every_reason_why_a_peer_is_not_ready_has_its_name() {
 async fn only_the_leader_writes_and_it_takes_over_what_there_is() {
     let kubernetes = Kubernetes::start().await;
     let ours = |name: &str| {
-        let spec = isthmus_crds::ClusterPeerSpec { source: PeerSource::Directory, secret: None };
+        let spec = isthmus_crds::ClusterPeerSpec {
+            source: PeerSource::Directory,
+            secret: None,
+            relation: PeerRelation::Connected,
+        };
         ClusterPeer::new(name, spec)
     };
     kubernetes.peers().create(&PostParams::default(), &ours("long-gone")).await.unwrap();

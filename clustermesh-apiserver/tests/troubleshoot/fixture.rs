@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use clustermesh_apiserver::relay::OwnCluster;
+use clustermesh_apiserver::relay::{NotReached, OwnCluster};
 use clustermesh_apiserver::status::PeerStatus;
 use clustermesh_apiserver::troubleshoot::{
     Limits, Origin, Outcome, PeerReport, Setup, Source, Step, Target, Troubleshooter,
@@ -152,7 +152,7 @@ impl World {
         );
         let file = self.folder.path().join("beta");
         std::fs::write(&file, &text).unwrap();
-        let client = ClientConfig::parse(&text).map_err(|error| error.to_string());
+        let client = ClientConfig::parse(&text).map_err(|error| NotReached::Unusable(error.to_string()));
         Target { name: "beta".parse().unwrap(), source: Source::File(file), client }
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use clustermesh_apiserver::relay::NotReached;
 use clustermesh_apiserver::troubleshoot::Step;
 use tokio::net::UdpSocket;
 
@@ -81,7 +82,7 @@ async fn addresses_in_the_configuration_need_no_name_server() {
 async fn a_file_that_cannot_be_used() {
     let world = World::new();
     let mut target = world.target(&["https://beta.mesh.example:2379".to_owned()]);
-    target.client = Err("`trusted-ca-file` is missing".to_owned());
+    target.client = Err(NotReached::Unusable("`trusted-ca-file` is missing".to_owned()));
     let report = probe(target, asking("127.0.0.1:9".parse().unwrap())).await;
     let problem = ends(&report, Step::Configuration, "configuration-unusable");
     assert!(problem.contains("trusted-ca-file"), "{problem}");

@@ -49,6 +49,10 @@ async fn a_peer_in_a_secret_is_probed_as_the_secret_says_and_its_faults_lead_bac
         "ca.crt": world.ca.certificate,
     });
     secrets.create(&PostParams::default(), &secret("peer-beta", connect)).await.unwrap();
+    let mut admitted =
+        secret("peer-delta", json!({ "cluster-name": "delta", "ca.crt": world.ca.certificate }));
+    admitted.metadata.annotations = Some([("isthmus.io/admit".to_owned(), "true".to_owned())].into());
+    secrets.create(&PostParams::default(), &admitted).await.unwrap();
     let nowhere = json!({ "cluster-name": "gamma", "ca.crt": world.ca.certificate });
     secrets.create(&PostParams::default(), &secret("peer-gamma", nowhere)).await.unwrap();
 
@@ -71,6 +75,7 @@ async fn a_peer_in_a_secret_is_probed_as_the_secret_says_and_its_faults_lead_bac
     })
     .await;
     until("gamma's Secret is refused", || (!relay.refused_secrets().is_empty()).then_some(())).await;
+    until("delta is admitted", || (!relay.admitted().is_empty()).then_some(())).await;
 
     let routes = troubleshoot::of_daemon(own(), NAMESPACE, None, move || Some(relay.clone()));
     let probe = async |peer: &str| -> Report {
@@ -90,10 +95,20 @@ async fn a_peer_in_a_secret_is_probed_as_the_secret_says_and_its_faults_lead_bac
     let next = &refused.peers[0].findings().next().unwrap().next;
     assert_eq!(next.command, "kubectl -n isthmus-system edit secret peer-gamma");
 
+    let admitted = probe("delta").await;
+    assert_eq!(admitted.peers[0].findings().count(), 0, "nothing is wrong with that: {admitted:#?}");
+    let [configuration, rest @ ..] = admitted.peers[0].steps.as_slice() else { panic!("{admitted:#?}") };
+    assert!(configuration.seen[0].contains("delta may read from this cluster"), "{configuration:?}");
+    assert!(rest.iter().all(|step| step.outcome == Outcome::Skipped), "{rest:#?}");
+
     // The identity was exchanged for one that beta does not know: the relay's old connection holds, and the next will not.
     let other = Ca::new().client("remote-alpha", NOW);
     identity.replace(&other.certificate, &other.key).unwrap();
     let doomed = probe("beta").await;
     found(&doomed.peers[0], Step::Tls, "our-certificate-refused");
+    let finding = doomed.peers[0].findings().next().unwrap();
+    assert!(finding.cause.contains("does not admit us"), "{finding:?}");
+    let command = "isthmus connect --context alpha --destination-context beta --connection-mode unicast";
+    assert_eq!(finding.next.command, command);
     assert_eq!(doomed.peers[0].step(Step::Relay).unwrap().outcome, Outcome::Passed, "{doomed:#?}");
 }

@@ -14,6 +14,9 @@
 //!   ca.crt: |
 //!     -----BEGIN CERTIFICATE-----
 //! ```
+//!
+//! What is asked for is in the annotations alone, see [`Relation`]: with `isthmus.io/admit` in place of `isthmus.io/connect` the
+//! peer may read from this cluster, nothing is read from it, and `endpoints` may be left out.
 
 mod endpoint;
 mod error;
@@ -37,11 +40,13 @@ use crate::names;
 
 /// Type of a Secret that describes a peer. A Secret's type cannot be changed once it is there.
 pub const PEER_SECRET_TYPE: &str = "isthmus.io/peer";
-/// The annotation that connects: `"true"`. With any other value, and without it, the peer is disconnected.
+/// The annotation that connects: `"true"`. With any other value, and without it, nothing is read from the peer.
 pub const CONNECT_ANNOTATION: &str = "isthmus.io/connect";
+/// The annotation that lets a peer read from this cluster of which nothing is read: `"true"`. [`CONNECT_ANNOTATION`] implies it.
+pub const ADMIT_ANNOTATION: &str = "isthmus.io/admit";
 /// Key: the peer's cluster name.
 pub const CLUSTER_NAME: &str = names::CLUSTER_NAME_KEY;
-/// Key: where the peer's gateways are, `https://HOST:PORT`, one per line or with commas between them.
+/// Key: where the peer's gateways are, `https://HOST:PORT`, one per line or with commas between them. Needed to connect.
 pub const ENDPOINTS: &str = "endpoints";
 /// Key: the authorities that vouch for the peer, a PEM bundle.
 pub const CA_BUNDLE: &str = names::CA_BUNDLE_KEY;
@@ -68,10 +73,50 @@ pub fn secret_name(cluster: &ClusterName) -> String {
     format!("peer-{cluster}")
 }
 
-/// Whether a Secret asks for the connection.
-pub fn wants_connection(secret: &Secret) -> bool {
-    let annotations = secret.metadata.annotations.as_ref();
-    annotations.and_then(|all| all.get(CONNECT_ANNOTATION)).is_some_and(|value| value == "true")
+/// What a Secret asks for. Each asks for what those before it do, and for more.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Relation {
+    /// Nothing: what is known of the peer is only kept.
+    Apart,
+    /// The peer may read from this cluster: its authorities are believed about it.
+    Admitted,
+    /// This cluster reads from the peer, too.
+    Connected,
+}
+
+impl Relation {
+    /// What a Secret's annotations say, whatever else is in it.
+    pub fn of(secret: &Secret) -> Self {
+        let annotations = secret.metadata.annotations.as_ref();
+        let says = |name| annotations.and_then(|all| all.get(name)).is_some_and(|value| value == "true");
+        if says(CONNECT_ANNOTATION) {
+            Self::Connected
+        } else if says(ADMIT_ANNOTATION) {
+            Self::Admitted
+        } else {
+            Self::Apart
+        }
+    }
+
+    /// The annotations that say so. One that is not among them is not needed, and may be missing.
+    pub fn annotations(self) -> BTreeMap<String, String> {
+        let mut all =
+            BTreeMap::from([(CONNECT_ANNOTATION.to_owned(), (self == Self::Connected).to_string())]);
+        if self == Self::Admitted {
+            all.insert(ADMIT_ANNOTATION.to_owned(), true.to_string());
+        }
+        all
+    }
+}
+
+impl fmt::Display for Relation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Apart => "apart",
+            Self::Admitted => "admitted",
+            Self::Connected => "connected",
+        })
+    }
 }
 
 /// A peer as a Secret describes it: whatever is in here can be used.
@@ -79,7 +124,7 @@ pub fn wants_connection(secret: &Secret) -> bool {
 pub struct PeerSecret {
     /// The peer's cluster name.
     pub cluster: ClusterName,
-    /// Where its gateways are, in order of preference. Never empty.
+    /// Where its gateways are, in order of preference. Never empty if it is to be connected.
     pub endpoints: Vec<PeerEndpoint>,
     /// The authorities that vouch for it, and for nobody else.
     pub ca: CaBundle,
@@ -90,8 +135,8 @@ pub struct PeerSecret {
     pub addresses: BTreeMap<String, Vec<IpAddr>>,
     /// Who to be towards it; none to be who we are towards every peer.
     pub identity: Option<PeerIdentity>,
-    /// Whether it is to be connected.
-    pub connect: bool,
+    /// What is asked for.
+    pub relation: Relation,
 }
 
 /// The client certificate that a peer issued, and its key. `Debug` shows neither.
@@ -124,15 +169,20 @@ impl PeerSecret {
         let cluster = cluster.map_err(|error| invalid(CLUSTER_NAME, error.to_string()))?;
         let ca = data.text(CA_BUNDLE, MAX_BUNDLE_BYTES)?.ok_or(PeerSecretError::Missing(CA_BUNDLE))?;
         let server_name = data.optional(SERVER_NAME)?.map(server_name).transpose();
+        let relation = Relation::of(secret);
+        let endpoints = endpoints(data.optional(ENDPOINTS)?.unwrap_or_default())?;
+        if endpoints.is_empty() && relation == Relation::Connected {
+            return Err(PeerSecretError::Missing(ENDPOINTS));
+        }
         Ok(Self {
-            endpoints: endpoints(data.required(ENDPOINTS)?)?,
+            endpoints,
             ca: CaBundle::parse(ca)?,
             server_name: server_name
                 .map_err(|problem| invalid(SERVER_NAME, problem))?
                 .filter(|name| *name != names::default_server_name(&cluster)),
             addresses: addresses(data.optional(ADDRESSES)?.unwrap_or_default())?,
             identity: identity(&data)?,
-            connect: wants_connection(secret),
+            relation,
             cluster,
         })
     }
@@ -145,11 +195,11 @@ impl PeerSecret {
     /// The Secret that describes this peer, with the [conventional name](secret_name).
     pub fn to_secret(&self, namespace: &str) -> Secret {
         let lines = |lines: Vec<String>| lines.join("\n");
-        let mut data = vec![
-            (CLUSTER_NAME, self.cluster.to_string()),
-            (ENDPOINTS, lines(self.endpoints.iter().map(ToString::to_string).collect())),
-            (CA_BUNDLE, self.ca.as_str().to_owned()),
-        ];
+        let mut data =
+            vec![(CLUSTER_NAME, self.cluster.to_string()), (CA_BUNDLE, self.ca.as_str().to_owned())];
+        if !self.endpoints.is_empty() {
+            data.push((ENDPOINTS, lines(self.endpoints.iter().map(ToString::to_string).collect())));
+        }
         if let Some(name) = &self.server_name {
             data.push((SERVER_NAME, name.clone()));
         }
@@ -168,10 +218,7 @@ impl PeerSecret {
                 name: Some(secret_name(&self.cluster)),
                 namespace: Some(namespace.to_owned()),
                 labels: Some(BTreeMap::from([(names::PART_OF_LABEL.to_owned(), names::PART_OF.to_owned())])),
-                annotations: Some(BTreeMap::from([(
-                    CONNECT_ANNOTATION.to_owned(),
-                    self.connect.to_string(),
-                )])),
+                annotations: Some(self.relation.annotations()),
                 ..ObjectMeta::default()
             },
             type_: Some(PEER_SECRET_TYPE.to_owned()),
@@ -228,9 +275,6 @@ fn endpoints(text: &str) -> Result<Vec<PeerEndpoint>, PeerSecretError> {
             ));
         }
         endpoints.push(endpoint);
-    }
-    if endpoints.is_empty() {
-        return Err(PeerSecretError::Missing(ENDPOINTS));
     }
     Ok(endpoints)
 }

@@ -23,6 +23,12 @@ fn with(key: &str, value: &str) -> Secret {
     secret
 }
 
+fn annotated(mut secret: Secret, annotations: &[(&str, &str)]) -> Secret {
+    let all = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    secret.metadata.annotations = Some(all.collect());
+    secret
+}
+
 fn error(key: &str, value: &str) -> String {
     PeerSecret::parse(&with(key, value)).expect_err("must be refused").to_string()
 }
@@ -41,12 +47,23 @@ fn what_is_built_reads_back_the_same() {
             vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         )]),
         identity: Some(PeerIdentity { certificate: client.into(), key: key.into() }),
-        connect: true,
+        relation: Relation::Connected,
     };
     let secret = peer.to_secret("isthmus-system");
     assert_eq!(secret.metadata.name.as_deref(), Some("peer-beta"));
     assert_eq!(secret.metadata.annotations.as_ref().unwrap()[CONNECT_ANNOTATION], "true");
     assert_eq!(PeerSecret::parse(&secret).unwrap(), peer);
+    let admitted = PeerSecret { endpoints: Vec::new(), relation: Relation::Admitted, ..peer };
+    let secret = admitted.to_secret("isthmus-system");
+    assert_eq!(
+        secret.metadata.annotations.as_ref().unwrap(),
+        &BTreeMap::from(
+            [(CONNECT_ANNOTATION, "false"), (ADMIT_ANNOTATION, "true")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        )
+    );
+    assert!(!secret.data.as_ref().unwrap().contains_key(ENDPOINTS));
+    assert_eq!(PeerSecret::parse(&secret).unwrap(), admitted);
 }
 
 #[test]
@@ -58,22 +75,47 @@ fn the_least_that_must_be_there_is_enough() {
     );
     assert_eq!(peer.server_name(), "beta.mesh.cilium.io");
     assert!(peer.identity.is_none() && peer.addresses.is_empty());
-    assert!(!peer.connect, "nothing asks for the connection");
+    assert_eq!(peer.relation, Relation::Apart, "nothing asks for the connection");
 }
 
 #[test]
-fn only_the_word_true_connects() {
-    for (value, connects) in [("true", true), ("false", false), ("True", false), ("", false), ("1", false)] {
-        let mut secret = with(SERVER_NAME, "");
-        secret.metadata.annotations =
-            Some(BTreeMap::from([(CONNECT_ANNOTATION.to_owned(), value.to_owned())]));
-        assert_eq!(PeerSecret::parse(&secret).unwrap().connect, connects, "{value:?}");
+fn only_the_word_true_connects_or_admits() {
+    for (name, asked) in [(CONNECT_ANNOTATION, Relation::Connected), (ADMIT_ANNOTATION, Relation::Admitted)] {
+        for (value, holds) in [("true", true), ("false", false), ("True", false), ("", false), ("1", false)] {
+            let secret = annotated(with(SERVER_NAME, ""), &[(name, value)]);
+            let relation = PeerSecret::parse(&secret).unwrap().relation;
+            assert_eq!(relation, if holds { asked } else { Relation::Apart }, "{name}: {value:?}");
+        }
+    }
+}
+
+#[test]
+fn who_is_connected_is_admitted_whatever_is_said_of_that() {
+    for (connect, admit, relation) in [
+        ("true", "false", Relation::Connected),
+        ("true", "true", Relation::Connected),
+        ("false", "true", Relation::Admitted),
+        ("false", "false", Relation::Apart),
+    ] {
+        let both = [(CONNECT_ANNOTATION, connect), (ADMIT_ANNOTATION, admit)];
+        assert_eq!(Relation::of(&annotated(with(SERVER_NAME, ""), &both)), relation, "{both:?}");
+    }
+    assert!(Relation::Connected > Relation::Admitted && Relation::Admitted > Relation::Apart);
+}
+
+#[test]
+fn endpoints_are_needed_by_who_reads_from_them_alone() {
+    let nowhere = with(ENDPOINTS, " \n");
+    let connected = annotated(nowhere.clone(), &[(CONNECT_ANNOTATION, "true")]);
+    assert_eq!(PeerSecret::parse(&connected), Err(PeerSecretError::Missing(ENDPOINTS)));
+    for secret in [annotated(nowhere.clone(), &[(ADMIT_ANNOTATION, "true")]), nowhere] {
+        assert!(PeerSecret::parse(&secret).unwrap().endpoints.is_empty());
     }
 }
 
 #[test]
 fn every_key_is_named_when_it_is_missing() {
-    for key in [CLUSTER_NAME, ENDPOINTS, CA_BUNDLE] {
+    for key in [CLUSTER_NAME, CA_BUNDLE] {
         let text = error(key, " \n");
         assert!(text.contains(&format!("`{key}` is missing")), "{text}");
         let mut without = with(key, "");
@@ -90,7 +132,6 @@ fn what_is_wrong_is_named_with_its_key_and_what_to_do() {
     for (key, value, says) in [
         (CLUSTER_NAME, "Beta", "'B'"),
         (ENDPOINTS, "http://a:1", "does not begin with https://"),
-        (ENDPOINTS, ",,", "is missing"),
         (CA_BUNDLE, "nothing", "no certificate"),
         (CA_BUNDLE, server.as_str(), "not that of an authority"),
         (SERVER_NAME, "*.example", "neither a DNS name"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use isthmus_crds::ClusterInfo;
 use isthmus_crds::names;
-use isthmus_crds::peer::{PeerEndpoint, PeerSecret};
+use isthmus_crds::peer::{PeerEndpoint, PeerSecret, Relation};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams};
@@ -55,7 +55,7 @@ impl Cluster {
     }
 
     /// Writes a Secret for each peer, from what that peer has published. A cluster that reads from this one, and not this one
-    /// from it, has a Secret too, since its authority must be known; but nothing connects.
+    /// from it, has a Secret too, which lets it in.
     pub(crate) async fn join(&self, lab: &LabSpec, all: &[Cluster]) -> Result<()> {
         if let Some(stranger) = self.spec.peers.iter().find(|peer| all.iter().all(|c| c.name() != *peer)) {
             return Err(LabError::invalid(format!("there is no cluster {stranger} to join")));
@@ -66,8 +66,12 @@ impl Cluster {
             if !reads && !other.spec.peers.contains(&self.spec.name) {
                 continue;
             }
-            let connect = reads && lab.connected;
-            let secret = PeerSecret { connect, ..other.as_peer().await? }.to_secret(NAMESPACE);
+            let relation = match lab.connected {
+                true if reads => Relation::Connected,
+                true => Relation::Admitted,
+                false => Relation::Apart,
+            };
+            let secret = PeerSecret { relation, ..other.as_peer().await? }.to_secret(NAMESPACE);
             let params = PatchParams::apply(FIELD_MANAGER).force();
             let applied = secrets.patch(&secret.name_any(), &params, &Patch::Apply(&secret)).await;
             applied.doing(|| format!("joining {} and {}", self.name(), other.name()))?;
@@ -108,7 +112,7 @@ impl Cluster {
             server_name: Some(info.server_name),
             addresses: BTreeMap::new(),
             identity: None,
-            connect: true,
+            relation: Relation::Connected,
         })
     }
 

@@ -1,5 +1,5 @@
 use isthmus_crds::CaBundle;
-use isthmus_crds::peer::{CA_BUNDLE, ENDPOINTS, PEER_SECRET_TYPE};
+use isthmus_crds::peer::{CA_BUNDLE, CONNECT_ANNOTATION, ENDPOINTS, PEER_SECRET_TYPE};
 use k8s_openapi::ByteString;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 
@@ -36,7 +36,7 @@ fn wanted<'a>(present: &'a Present, peer: &'a ClusterInfo) -> Wanted<'a> {
         present: Some(present),
         peer,
         endpoints: Ok(vec![endpoint("https://192.0.2.2:2379")]),
-        reads: Reads::Yes,
+        at_least: Relation::Connected,
     }
 }
 
@@ -87,7 +87,7 @@ fn what_has_changed_is_told_anew() {
     let secret = disconnected.get_mut("peer-beta").expect("the Secret");
     secret.annotations_mut().insert(CONNECT_ANNOTATION.into(), "false".into());
     let again = plan(wanted(&disconnected, &known_as), false).expect("a step");
-    assert_eq!((again.change, again.wanted.connect), (Change::Updated, true));
+    assert_eq!((again.change, again.wanted.relation), (Change::Updated, Relation::Connected));
 }
 
 #[test]
@@ -165,15 +165,42 @@ fn endpoints_that_nobody_can_tell_are_kept_or_asked_for() {
 #[test]
 fn what_is_brought_up_to_date_is_connected_as_before() {
     let (nothing, beta) = (BTreeMap::new(), beta());
-    let as_before = |present| Wanted { reads: Reads::AsBefore, ..wanted(present, &beta) };
+    let as_before = |present| Wanted { at_least: Relation::Apart, ..wanted(present, &beta) };
     let connected = present(plan(wanted(&nothing, &beta), false).expect("a step").secret);
     let step = plan(as_before(&connected), false).expect("a step");
-    assert_eq!((step.change, step.wanted.connect), (Change::Unchanged, true));
+    assert_eq!((step.change, step.wanted.relation), (Change::Unchanged, Relation::Connected));
     let mut disconnected = connected.clone();
     let secret = disconnected.get_mut("peer-beta").expect("the Secret");
     secret.annotations_mut().insert(CONNECT_ANNOTATION.into(), "false".into());
     let step = plan(as_before(&disconnected), false).expect("a step");
-    assert_eq!((step.change, step.wanted.connect), (Change::Unchanged, false));
+    assert_eq!((step.change, step.wanted.relation), (Change::Unchanged, Relation::Apart));
+}
+
+#[test]
+fn who_is_only_read_from_lets_the_reader_in_and_need_not_know_where_it_is() {
+    let (nothing, beta) = (BTreeMap::new(), beta());
+    let admits = |present| Wanted {
+        at_least: Relation::Admitted,
+        endpoints: Err("its gateway is a ClusterIP".to_owned()),
+        ..wanted(present, &beta)
+    };
+    let step = plan(admits(&nothing), false).expect("a step");
+    assert_eq!((step.change, step.wanted.relation), (Change::Created, Relation::Admitted));
+    assert_eq!(step.secret.annotations()[ADMIT_ANNOTATION], "true");
+    assert!(!step.secret.data.as_ref().expect("data").contains_key(ENDPOINTS));
+    let admitted = present(step.secret);
+    assert_eq!(plan(admits(&admitted), false).expect("a step").change, Change::Unchanged);
+
+    let reads = plan(wanted(&admitted, &beta), false).expect("a step");
+    assert_eq!((reads.change, reads.wanted.relation), (Change::Updated, Relation::Connected));
+    assert_eq!(reads.secret.annotations()[CONNECT_ANNOTATION], "true");
+    assert_eq!(reads.secret.annotations()[ADMIT_ANNOTATION], "false", "or \"false\" would not disconnect it");
+    let reading = present(reads.secret);
+    let step = plan(admits(&reading), false).expect("a step");
+    assert_eq!((step.change, step.wanted.relation), (Change::Unchanged, Relation::Connected));
+    let nowhere = Wanted { at_least: Relation::Connected, ..admits(&admitted) };
+    let finding = plan(nowhere, false).expect_err("who reads must know where");
+    assert!(finding.problem.contains("ClusterIP"), "{}", finding.problem);
 }
 
 #[test]
@@ -181,4 +208,7 @@ fn where_secrets_may_not_be_read_the_api_server_decides() {
     let (nothing, beta) = (BTreeMap::new(), beta());
     let step = plan(Wanted { present: None, ..wanted(&nothing, &beta) }, false).expect("a step");
     assert_eq!((step.change, step.force), (Change::Unknown, false));
+    let admits = Wanted { present: None, at_least: Relation::Admitted, ..wanted(&nothing, &beta) };
+    let finding = plan(admits, false).expect_err("it may read from beta, and would be disconnected");
+    assert!(finding.advice.contains("grant"), "{}", finding.advice);
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask, Watches};
+use isthmus_crds::peer::Relation;
 use isthmus_kvstore::config::{ClientConfig, MAX_FILE_BYTES};
 use isthmus_wire::ClusterName;
 use sha2::{Digest, Sha256};
@@ -115,7 +116,8 @@ fn read(path: &Path, own: &ClusterName, before: &Found) -> Found {
                 if let Some((cluster, file)) = before.configured.get_key_value(name.as_str()) {
                     peers.configured.insert(cluster.clone(), file.clone());
                 }
-                let refused = Refused { cluster: name.parse().ok(), reason, uid: None };
+                let relation = Relation::Connected;
+                let refused = Refused { cluster: name.parse().ok(), relation, reason, uid: None };
                 peers.refused.insert(Origin::File(name), refused);
             }
         }

@@ -8,6 +8,7 @@
 //!
 //! A peer that both configure is connected as its Secret says, so that one moves from the directory to Secrets without a gap:
 //! create the Secret, then remove the file. The file is named as refused meanwhile; it counts again should the Secret go first.
+//! A Secret that only admits a cluster says nothing of a connection, and stands beside a file that does.
 //!
 //! Nothing here forgets a peer because a source cannot be read: only a source that says so removes one.
 
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use isthmus_crds::SecretVersion;
+use isthmus_crds::peer::Relation;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_wire::ClusterName;
 use tokio::sync::watch;
@@ -70,7 +72,7 @@ impl Sources {
         Self { peers, authorities }
     }
 
-    /// The authorities of the peers that Secrets connect. A peer that is disconnected is not vouched for any more.
+    /// The authorities of the clusters that Secrets connect or admit. One of which neither is asked any more is not vouched for.
     pub fn authorities(&self) -> watch::Receiver<Authorities> {
         self.authorities.clone()
     }
@@ -87,6 +89,8 @@ fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
 pub(super) struct Peers {
     /// The usable configurations.
     pub(super) configured: BTreeMap<ClusterName, PeerConfig>,
+    /// Whose clients are let in beside those of the configured peers.
+    pub(super) admitted: BTreeMap<ClusterName, Admission>,
     /// What looks like a configuration and is not used, and why.
     pub(super) refused: BTreeMap<Origin, Refused>,
     /// Why the directory cannot be read.
@@ -96,12 +100,13 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Whether a cluster that nothing configures is certainly no peer: everything was read, and nothing that cannot be
-    /// understood stands for it.
+    /// Whether a cluster that nothing connects is certainly no peer to be read from: everything was read, and nothing that
+    /// cannot be understood stands for it.
     pub(super) fn removed(&self, cluster: &ClusterName) -> bool {
+        let mut doubtful = self.refused.iter().filter(|(_, refused)| refused.relation == Relation::Connected);
         self.known()
             && !self.configured.contains_key(cluster)
-            && !self.refused.iter().any(|(origin, refused)| match &refused.cluster {
+            && !doubtful.any(|(origin, refused)| match &refused.cluster {
                 Some(name) => name == cluster,
                 // A file that is not named like a cluster never was one; a Secret may be anybody's.
                 None => matches!(origin, Origin::Secret { .. }),
@@ -114,8 +119,10 @@ impl Peers {
     }
 
     fn authorities(&self) -> Authorities {
-        let all = self.configured.iter();
-        all.filter_map(|(name, peer)| Some((name.clone(), peer.authorities.clone()?))).collect()
+        let connected =
+            self.configured.iter().filter_map(|(name, peer)| Some((name, peer.authorities.as_ref()?)));
+        let admitted = self.admitted.iter().map(|(name, admission)| (name, &admission.authorities));
+        connected.chain(admitted).map(|(name, pem)| (name.clone(), Arc::clone(pem))).collect()
     }
 }
 
@@ -160,11 +167,24 @@ impl PartialEq for PeerConfig {
 
 impl Eq for PeerConfig {}
 
+/// A cluster whose clients are let in, and from which nothing is read for that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Admission {
+    /// What says so.
+    pub(crate) origin: Origin,
+    /// Which version of it.
+    pub(crate) version: Option<SecretVersion>,
+    /// The authorities that vouch for the cluster, PEM.
+    pub(crate) authorities: Arc<str>,
+}
+
 /// Why something that looks like a configuration is not used.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Refused {
     /// The cluster that it stands for, as far as that can be told.
     pub(crate) cluster: Option<ClusterName>,
+    /// What it asks for.
+    pub(crate) relation: Relation,
     /// What is wrong, and what to do.
     pub(crate) reason: String,
     /// The uid of a Secret.
@@ -175,6 +195,7 @@ pub(crate) struct Refused {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Found {
     configured: BTreeMap<ClusterName, PeerConfig>,
+    admitted: BTreeMap<ClusterName, Admission>,
     refused: BTreeMap<Origin, Refused>,
     unread: Option<Unread>,
 }
@@ -214,6 +235,7 @@ impl Both {
 fn merge(directory: Found, secrets: Found) -> Peers {
     let mut peers = Peers {
         configured: secrets.configured,
+        admitted: secrets.admitted,
         refused: secrets.refused,
         directory_unread: directory.unread.map(|unread| unread.reason),
         secrets_unread: secrets.unread,
@@ -227,7 +249,8 @@ fn merge(directory: Found, secrets: Found) -> Peers {
                     "peer {cluster} is connected as {} says, not this {}; remove one of the two",
                     secret.origin, file.origin
                 );
-                let refused = Refused { cluster: Some(cluster), reason, uid: None };
+                let relation = Relation::Connected;
+                let refused = Refused { cluster: Some(cluster), relation, reason, uid: None };
                 peers.refused.insert(file.origin, refused);
             }
         }
@@ -275,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_admits_stands_beside_a_file_that_connects() {
+        let directory = Found { configured: [file("beta")].into(), ..Found::default() };
+        let admission = Admission { origin: secret("peer-beta"), version: None, authorities: "PEM".into() };
+        let secrets = Found { admitted: [(cluster("beta"), admission)].into(), ..Found::default() };
+        let peers = merge(directory, secrets.clone());
+        assert_eq!(peers.configured["beta"].origin, Origin::File("beta".to_owned()));
+        assert!(peers.refused.is_empty(), "they do not speak of the same thing");
+        assert_eq!(peers.authorities(), [(cluster("beta"), "PEM".into())]);
+
+        let alone = merge(Found::default(), secrets);
+        assert_eq!(alone.authorities(), [(cluster("beta"), "PEM".into())]);
+        assert!(alone.removed(&cluster("beta")), "nothing is mirrored of it, and what was has to go");
+    }
+
+    #[test]
     fn nobody_is_taken_for_removed_before_everything_is_known() {
         let unread = |first| Some(Unread { first, reason: "no answer".to_owned() });
         let early = merge(Found::default(), Found { unread: unread(true), ..Found::default() });
@@ -287,12 +325,15 @@ mod tests {
         let directory = merge(Found { unread: unread(false), ..Found::default() }, Found::default());
         assert!(!directory.removed(&cluster("beta")));
 
-        let refused = |cluster| Refused { cluster, reason: "broken".to_owned(), uid: None };
+        let relation = Relation::Connected;
+        let refused = |cluster| Refused { cluster, relation, reason: "broken".to_owned(), uid: None };
         let mut peers = Peers::default();
         peers.refused.insert(secret("peer-beta"), refused(Some(cluster("beta"))));
         assert!(!peers.removed(&cluster("beta")));
         assert!(peers.removed(&cluster("gamma")));
         peers.refused.insert(secret("other"), refused(None));
         assert!(!peers.removed(&cluster("gamma")), "a Secret that cannot be read may be anybody's");
+        peers.refused.values_mut().for_each(|refused| refused.relation = Relation::Admitted);
+        assert!(peers.removed(&cluster("gamma")), "and connects nobody if it does not ask for that");
     }
 }

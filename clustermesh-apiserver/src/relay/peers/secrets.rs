@@ -1,6 +1,6 @@
-//! Secrets of type `isthmus.io/peer`: watched in one namespace, annotated to connect.
+//! Secrets of type `isthmus.io/peer`: watched in one namespace, annotated to connect or to admit.
 //!
-//! Only what a Secret says is kept, not the Secret, and only of those that ask for the connection.
+//! Only what a Secret says is kept, not the Secret, and only of those that ask for something.
 
 mod book;
 
@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use isthmus_crds::peer::{CONNECT_ANNOTATION, PEER_SECRET_TYPE};
+use isthmus_crds::peer::{ADMIT_ANNOTATION, CONNECT_ANNOTATION, PEER_SECRET_TYPE};
 use isthmus_kvstore::config::LiveIdentity;
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
@@ -48,7 +48,7 @@ impl fmt::Debug for SecretSource {
 /// Follows the Secrets. `own` is the name of the own cluster.
 ///
 /// A Secret that turns unusable keeps its last usable configuration, so that a bad edit cuts no peer off. Only one that is gone,
-/// or does not ask for the connection any more, is removed.
+/// or does not ask for anything any more, is removed.
 pub(super) fn follow(source: SecretSource, own: ClusterName, tasks: &Tasks) -> watch::Receiver<Found> {
     let reason =
         format!("waiting for the first list of the peers' Secrets in namespace {}", source.namespace);
@@ -171,7 +171,7 @@ fn advice(error: &watcher::Error) -> String {
         {
             format!(
                 "grant this account the verbs list and watch on secrets in this namespace; peers are the ones of type \
-                 {PEER_SECRET_TYPE} annotated {CONNECT_ANNOTATION}=true"
+                 {PEER_SECRET_TYPE} annotated {CONNECT_ANNOTATION}=true or {ADMIT_ANNOTATION}=true"
             )
         }
         InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) => {

@@ -1,23 +1,22 @@
 //! What the Secrets say, and who is right when two say the same. Pure bookkeeping.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use isthmus_crds::SecretVersion;
-use isthmus_crds::peer::{
-    CERTIFICATE, CLUSTER_NAME, PeerIdentity, PeerSecret, secret_name, wants_connection,
-};
+use isthmus_crds::peer::{CERTIFICATE, CLUSTER_NAME, PeerIdentity, PeerSecret, Relation, secret_name};
 use isthmus_kvstore::config::{ClientConfig, Endpoint, Identity, LiveIdentity, Pem};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
 
-use super::super::{Found, Origin, PeerConfig, Refused};
+use super::super::{Admission, Found, Origin, PeerConfig, Refused};
 
 /// The most Secrets that are taken; a mesh has at most 511 clusters.
 const MAX_SECRETS: usize = 1024;
 
-/// The Secrets that ask for a connection, by name.
+/// The Secrets that ask for something, by name.
 pub(super) struct Book {
     namespace: String,
     own: ClusterName,
@@ -32,6 +31,8 @@ pub(super) struct Book {
 struct Entry {
     uid: Option<String>,
     created: Option<Time>,
+    /// What it asks for.
+    relation: Relation,
     /// Why it cannot be used as it is now.
     problem: Option<Refused>,
     /// What it said when it could be used last.
@@ -41,9 +42,34 @@ struct Entry {
 #[derive(Clone)]
 struct Usable {
     cluster: ClusterName,
+    admission: Admission,
+    /// None if it only admits.
+    connection: Option<Connection>,
+}
+
+#[derive(Clone)]
+struct Connection {
     config: PeerConfig,
-    /// The client certificate that it holds.
+    /// The client certificate that the Secret holds.
     identity: Option<LiveIdentity>,
+}
+
+impl Usable {
+    /// What is left of it when no more than this is asked for: who takes an annotation away means it, whatever else the
+    /// Secret says by then.
+    fn at_most(mut self, relation: Relation) -> Self {
+        self.connection = self.connection.filter(|_| relation == Relation::Connected);
+        self
+    }
+
+    fn identity(&self) -> Option<&LiveIdentity> {
+        self.connection.as_ref()?.identity.as_ref()
+    }
+
+    fn stays(&self) -> String {
+        let how = if self.connection.is_some() { "connected" } else { "admitted" };
+        format!("peer {} stays {how} as it was", self.cluster)
+    }
 }
 
 impl Book {
@@ -94,26 +120,29 @@ impl Book {
                 found.refused.insert(origin.clone(), problem.clone());
             }
             let Some(usable) = &entry.usable else { continue };
-            match found.configured.get(&usable.cluster) {
-                None => drop(found.configured.insert(usable.cluster.clone(), usable.config.clone())),
-                Some(older) => {
-                    let reason = format!(
-                        "peer {} is described by {} already, which is older; delete one of the two, or correct \
-                         `{CLUSTER_NAME}`",
-                        usable.cluster, older.origin
-                    );
-                    let cluster = Some(usable.cluster.clone());
-                    let refused = Refused { cluster, reason, uid: entry.uid.clone() };
-                    found.refused.entry(origin).or_insert(refused);
-                }
+            let cluster = usable.cluster.clone();
+            if let Some(older) = described(&found, &cluster) {
+                let reason = format!(
+                    "peer {cluster} is described by {older} already, which is older; delete one of the two, or correct \
+                     `{CLUSTER_NAME}`"
+                );
+                let relation = entry.relation;
+                let refused = Refused { cluster: Some(cluster), relation, reason, uid: entry.uid.clone() };
+                found.refused.entry(origin).or_insert(refused);
+                continue;
+            }
+            match &usable.connection {
+                Some(connection) => drop(found.configured.insert(cluster, connection.config.clone())),
+                None => drop(found.admitted.insert(cluster, usable.admission.clone())),
             }
         }
         found
     }
 
-    /// What a Secret says; none if it does not ask for the connection.
+    /// What a Secret says; none if it asks for nothing.
     fn read(&self, secret: &Secret, before: Option<&Entry>) -> Option<Entry> {
-        if !wants_connection(secret) {
+        let relation = Relation::of(secret);
+        if relation == Relation::Apart {
             return None;
         }
         let uid = secret.metadata.uid.clone();
@@ -122,14 +151,16 @@ impl Book {
         let (problem, usable) = match self.understand(secret, before) {
             Ok(usable) => (None, Some(usable)),
             Err(mut reason) => {
-                if let Some(before) = before {
-                    reason = format!("{reason}; peer {} stays connected as it was", before.cluster);
+                let stays = before.cloned().map(|before| before.at_most(relation));
+                if let Some(stays) = &stays {
+                    reason = format!("{reason}; {}", stays.stays());
                 }
                 let cluster = stands_for(secret, before);
-                (Some(Refused { cluster, reason, uid: uid.clone() }), before.cloned())
+                (Some(Refused { cluster, relation, reason, uid: uid.clone() }), stays)
             }
         };
-        Some(Entry { uid, created: secret.metadata.creation_timestamp.clone(), problem, usable })
+        let created = secret.metadata.creation_timestamp.clone();
+        Some(Entry { uid, created, relation, problem, usable })
     }
 
     fn understand(&self, secret: &Secret, before: Option<&Usable>) -> Result<Usable, String> {
@@ -140,33 +171,55 @@ impl Book {
                 self.own
             ));
         }
+        let authorities = peer.ca.shared();
+        let origin = self.origin(&name_of(secret));
+        let version = SecretVersion::of(&secret.metadata);
+        let admission = Admission { origin, version, authorities };
+        let connection = match peer.relation {
+            Relation::Connected => Some(self.connection(&peer, &admission, before)?),
+            Relation::Admitted | Relation::Apart => None,
+        };
+        Ok(Usable { cluster: peer.cluster, admission, connection })
+    }
+
+    fn connection(
+        &self,
+        peer: &PeerSecret,
+        admission: &Admission,
+        before: Option<&Usable>,
+    ) -> Result<Connection, String> {
         let identity = match &peer.identity {
             None => None,
-            Some(pem) => Some(renewed(pem, before.and_then(|before| before.identity.as_ref()))?),
+            Some(pem) => Some(renewed(pem, before.and_then(Usable::identity))?),
         };
         let server_name = peer.server_name();
-        let digest = digest(&peer, &server_name);
+        let digest = digest(peer, &server_name);
         let client = ClientConfig {
             endpoints: peer
                 .endpoints
                 .iter()
                 .map(|endpoint| Endpoint { tls: true, host: endpoint.host.clone(), port: endpoint.port })
                 .collect(),
-            trusted_ca: Some(Pem::Text(peer.ca.shared())),
+            trusted_ca: Some(Pem::Text(Arc::clone(&admission.authorities))),
             identity: Some(Identity::Live(identity.clone().unwrap_or_else(|| self.identity.clone()))),
             password: None,
             server_name: Some(server_name),
-            addresses: peer.addresses,
+            addresses: peer.addresses.clone(),
         };
-        let origin = self.origin(&name_of(secret));
-        let version = SecretVersion::of(&secret.metadata);
-        let config = PeerConfig { digest, client, origin, version, authorities: Some(peer.ca.shared()) };
-        Ok(Usable { cluster: peer.cluster, config, identity })
+        let Admission { origin, version, authorities } = admission.clone();
+        let config = PeerConfig { digest, client, origin, version, authorities: Some(authorities) };
+        Ok(Connection { config, identity })
     }
 
     fn origin(&self, name: &str) -> Origin {
         Origin::Secret { namespace: self.namespace.clone(), name: name.to_owned() }
     }
+}
+
+/// What describes a cluster already.
+fn described<'a>(found: &'a Found, cluster: &ClusterName) -> Option<&'a Origin> {
+    let connected = found.configured.get(cluster).map(|config| &config.origin);
+    connected.or_else(|| found.admitted.get(cluster).map(|admission| &admission.origin))
 }
 
 fn name_of(secret: &Secret) -> String {

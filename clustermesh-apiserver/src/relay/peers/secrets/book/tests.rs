@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use isthmus_crds::CaBundle;
-use isthmus_crds::peer::CONNECT_ANNOTATION;
+use isthmus_crds::peer::{ADMIT_ANNOTATION, CONNECT_ANNOTATION};
 use k8s_openapi::ByteString;
 use k8s_openapi::jiff::Timestamp;
 
@@ -28,7 +28,7 @@ fn peer(cluster: &str) -> PeerSecret {
         server_name: None,
         addresses: BTreeMap::new(),
         identity: None,
-        connect: true,
+        relation: Relation::Connected,
     }
 }
 
@@ -48,6 +48,10 @@ fn set(secret: &mut Secret, key: &str, value: &str) {
 fn annotate(secret: &mut Secret, value: &str) {
     let annotations = secret.metadata.annotations.get_or_insert_default();
     annotations.insert(CONNECT_ANNOTATION.to_owned(), value.to_owned());
+}
+
+fn ask_for(secret: &mut Secret, relation: Relation) {
+    secret.metadata.annotations = Some(relation.annotations());
 }
 
 fn secret(name: &str) -> Origin {
@@ -176,6 +180,77 @@ fn a_bad_edit_cuts_nobody_off_and_taking_the_annotation_away_does() {
     annotate(&mut beta, "true");
     book.applied(&beta);
     assert!(book.found().configured.is_empty(), "what it said long ago is forgotten");
+}
+
+#[test]
+fn who_is_admitted_is_vouched_for_and_not_read_from() {
+    let mut book = book();
+    let mut beta = peer("beta");
+    beta.relation = Relation::Admitted;
+    beta.endpoints.clear();
+    let mut secret_of_beta = stored(&beta, "peer-beta", 1);
+    secret_of_beta.metadata.resource_version = Some("7".to_owned());
+    book.applied(&secret_of_beta);
+    let found = book.found();
+    assert!(found.configured.is_empty() && found.refused.is_empty(), "{found:?}");
+    let admission = &found.admitted["beta"];
+    assert_eq!(&*admission.authorities, beta.ca.as_str());
+    assert_eq!(admission.origin, secret("peer-beta"));
+    assert_eq!(admission.version.as_ref().unwrap().resource_version, "7");
+
+    set(&mut secret_of_beta, "ca.crt", "?");
+    book.applied(&secret_of_beta);
+    let found = book.found();
+    assert_eq!(&found.admitted["beta"], admission, "a bad edit shuts nobody out");
+    let refused = &found.refused[&secret("peer-beta")];
+    assert!(refused.reason.contains("stays admitted as it was"), "{refused:?}");
+    assert_eq!(refused.relation, Relation::Admitted);
+
+    let mut own = stored(&peer("alpha"), "peer-alpha", 1);
+    ask_for(&mut own, Relation::Admitted);
+    book.applied(&own);
+    assert!(!book.found().admitted.contains_key("alpha"), "nobody vouches for us but ourselves");
+
+    secret_of_beta.metadata.annotations.as_mut().unwrap().remove(ADMIT_ANNOTATION);
+    book.applied(&secret_of_beta);
+    let found = book.found();
+    assert!(found.admitted.is_empty() && found.configured.is_empty(), "neither is asked for");
+}
+
+#[test]
+fn what_is_asked_for_is_in_the_annotations_also_when_the_rest_cannot_be_used() {
+    let mut book = book();
+    let mut beta = stored(&peer("beta"), "peer-beta", 1);
+    book.applied(&beta);
+    set(&mut beta, "ca.crt", "?");
+    ask_for(&mut beta, Relation::Admitted);
+    book.applied(&beta);
+    let found = book.found();
+    assert!(found.configured.is_empty(), "nobody asks for the connection any more");
+    assert!(found.admitted.contains_key("beta"), "and it is let in as it was");
+    ask_for(&mut beta, Relation::Connected);
+    book.applied(&beta);
+    let found = book.found();
+    assert!(found.configured.is_empty() && found.admitted.contains_key("beta"), "nothing new is usable");
+    ask_for(&mut beta, Relation::Apart);
+    book.applied(&beta);
+    assert_eq!(book.found(), Found::default());
+}
+
+#[test]
+fn of_two_for_one_cluster_the_older_one_says_whether_it_is_read_from() {
+    let mut book = book();
+    let mut admits = stored(&peer("beta"), "a", 1);
+    ask_for(&mut admits, Relation::Admitted);
+    book.applied(&stored(&peer("beta"), "b", 2));
+    book.applied(&admits);
+    let found = book.found();
+    assert!(found.configured.is_empty() && found.admitted.contains_key("beta"), "{found:?}");
+    let reason = &found.refused[&secret("b")].reason;
+    assert!(reason.contains("Secret system/a") && reason.contains("older"), "{reason}");
+    book.deleted(&admits);
+    let found = book.found();
+    assert!(found.configured.contains_key("beta") && found.admitted.is_empty() && found.refused.is_empty());
 }
 
 #[test]
