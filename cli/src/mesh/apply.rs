@@ -97,10 +97,15 @@ pub(crate) fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
     Finding::error(&[&api.context], problem, advice)
 }
 
-/// Tells a cluster what a peer is to it from now on.
-pub(crate) async fn relate(api: &Api, secret: &Secret, relation: Relation) -> Result<(), Refusal> {
+/// Tells a cluster what a peer is to it from now on; or, as a dry run, asks whether it would be taken.
+pub(crate) async fn relate(
+    api: &Api,
+    secret: &Secret,
+    relation: Relation,
+    dry_run: bool,
+) -> Result<(), Refusal> {
     let name = secret.name_any();
-    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), dry_run, ..PatchParams::default() };
     let mut annotations = json!(relation.annotations());
     if relation != Relation::Admitted {
         annotations[ADMIT_ANNOTATION] = serde_json::Value::Null;
@@ -110,10 +115,11 @@ pub(crate) async fn relate(api: &Api, secret: &Secret, relation: Relation) -> Re
     done.map(|_| ()).map_err(|error| api.refused(format!("annotate Secret {}/{name}", api.namespace), error))
 }
 
-/// Makes a cluster forget a peer. One that is gone already is no error.
-pub(crate) async fn delete(api: &Api, secret: &Secret) -> Result<(), Refusal> {
+/// Makes a cluster forget a peer; or, as a dry run, asks whether it would. One that is gone already is no error.
+pub(crate) async fn delete(api: &Api, secret: &Secret, dry_run: bool) -> Result<(), Refusal> {
     let name = secret.name_any();
-    match api.namespaced::<Secret>().delete(&name, &DeleteParams::default()).await {
+    let params = DeleteParams { dry_run, ..DeleteParams::default() };
+    match api.namespaced::<Secret>().delete(&name, &params).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         Err(error) => Err(api.refused(format!("delete Secret {}/{name}", api.namespace), error)),

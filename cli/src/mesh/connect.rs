@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::apply;
 use super::checks::{self, Allowances, Finding, Level};
-use super::contexts::{Api, Contexts, KubeArgs};
+use super::contexts::{self, Api, Contexts, KubeArgs};
 use super::endpoints::{self, GivenEndpoint};
 use super::error::MeshError;
 use super::exchange::{self, Change, Step, Wanted};
@@ -130,7 +130,7 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
     let contexts = args.kube.contexts()?;
     let mut names = vec![contexts.or_current(args.context.as_deref())?];
     names.extend(args.destination_context.iter().cloned());
-    distinct(&names)?;
+    contexts::distinct(&names)?;
     let given = given_endpoints(&names, &args)?;
     let links = links(names.len(), args.connection_mode);
     let quiet = args.output == Output::Json;
@@ -203,14 +203,6 @@ pub(crate) async fn run(args: ConnectArgs) -> Result<ExitCode, MeshError> {
 pub(crate) struct Cluster {
     pub(crate) api: Api,
     pub(crate) facts: Facts,
-}
-
-fn distinct(names: &[String]) -> Result<(), MeshError> {
-    let twice = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name));
-    match twice {
-        Some((_, name)) => Err(MeshError::Usage(format!("context {name} is named twice"))),
-        None => Ok(()),
-    }
 }
 
 /// What the user says of each context's gateway.

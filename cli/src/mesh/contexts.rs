@@ -152,6 +152,15 @@ impl Api {
     }
 }
 
+/// Refuses names of contexts of which one is there twice.
+pub(crate) fn distinct(names: &[String]) -> Result<(), MeshError> {
+    let twice = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name));
+    match twice {
+        Some((_, name)) => Err(MeshError::Usage(format!("context {name} is named twice"))),
+        None => Ok(()),
+    }
+}
+
 fn client_certificate(info: &AuthInfo) -> Option<Vec<u8>> {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     if let Some(data) = &info.client_certificate_data {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use futures::future::join_all;
 use isthmus_crds::peer::Relation;
+use isthmus_crds::{ClusterPeer, PeerRelation, PeerSource};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -13,8 +14,8 @@ use serde::Serialize;
 
 use super::apply;
 use super::connect::still_waiting;
-use super::contexts::{Api, Contexts, KubeArgs};
-use super::error::MeshError;
+use super::contexts::{self, Api, Contexts, KubeArgs};
+use super::error::{MeshError, Refusal};
 use super::exchange::{about, is_ours, maker};
 use super::facts::{self, Published};
 use super::topology::{ConnectionMode, links};
@@ -75,6 +76,8 @@ pub(crate) struct DisconnectArgs {
 struct Report {
     /// Whether nothing is left; null if that was not waited for.
     gone: Option<bool>,
+    /// Why not everything was changed, although all was to be; null if it was.
+    problem: Option<String>,
     secrets: Vec<Written>,
     waiting: Vec<String>,
 }
@@ -135,7 +138,23 @@ impl Ends {
     }
 }
 
+/// What is to be done to a Secret.
+enum Step {
+    Nothing,
+    Relate(Relation),
+    Delete,
+}
+
 impl Task<'_> {
+    fn step(&self, secret: &Secret, delete: bool) -> Step {
+        let present = Relation::of(secret);
+        match self.ends.leaves(present) {
+            Relation::Apart if delete => Step::Delete,
+            left if left == present => Step::Nothing,
+            left => Step::Relate(left),
+        }
+    }
+
     /// What the peer is to the cluster when it is done.
     fn leaves(&self) -> Relation {
         let all = self.secrets.iter().map(|secret| self.ends.leaves(Relation::of(secret)));
@@ -156,12 +175,22 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
     let contexts = args.kube.contexts()?;
     let mut names = vec![contexts.or_current(args.context.as_deref())?];
     names.extend(args.destination_context.iter().cloned());
+    contexts::distinct(&names)?;
     let clusters = open(&contexts, &names).await?;
     let quiet = args.output == Format::Json;
     let tasks = tasks(&clusters, &args).await?;
-    let mut report = Report { gone: None, secrets: Vec::new(), waiting: Vec::new() };
+    rehearse(&tasks, args.delete).await?;
+    let mut report = Report { gone: None, problem: None, secrets: Vec::new(), waiting: Vec::new() };
     for task in &tasks {
-        carry_out(task, args.delete, quiet, &mut report).await?;
+        let Err(refusal) = carry_out(task, args.delete, quiet, &mut report).await else { continue };
+        if quiet {
+            report.problem = Some(refusal.to_string());
+            json(&report);
+        } else {
+            note(&format!("isthmus: {refusal}"));
+            note("isthmus: what was changed before stays; give the command again to go on");
+        }
+        return Ok(ExitCode::FAILURE);
     }
     if !args.wait {
         print(&report, quiet);
@@ -246,8 +275,45 @@ fn name(cluster: &Cluster) -> Result<&ClusterName, MeshError> {
     })
 }
 
-async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Report) -> Result<(), MeshError> {
-    let Task { api, peer, secrets, ends } = task;
+/// Whether everything can be done: what no Secret configures, none ends, and all API servers are asked.
+async fn rehearse(tasks: &[Task<'_>], delete: bool) -> Result<(), MeshError> {
+    let asked = join_all(tasks.iter().map(async |task| {
+        if task.secrets.is_empty() && is_from_a_file(task).await? {
+            return Err(MeshError::Invalid(format!(
+                "context {}: {} is configured by the file {} in the apiserver's --peers-dir, and by no Secret: remove \
+                 the file; nothing was changed",
+                task.api.context, task.peer, task.peer
+            )));
+        }
+        for secret in &task.secrets {
+            match task.step(secret, delete) {
+                Step::Delete => apply::delete(task.api, secret, true).await?,
+                Step::Relate(left) => apply::relate(task.api, secret, left, true).await?,
+                Step::Nothing => {}
+            }
+        }
+        Ok(())
+    }));
+    let refused = asked.await.into_iter().find_map(Result::err);
+    match refused {
+        None => Ok(()),
+        Some(MeshError::Api(refusal)) => Err(MeshError::Invalid(format!(
+            "{refusal}\nNothing was changed: half a disconnection would surprise"
+        ))),
+        Some(other) => Err(other),
+    }
+}
+
+async fn is_from_a_file(task: &Task<'_>) -> Result<bool, MeshError> {
+    let peer = task.api.global::<ClusterPeer>().get_opt(task.peer.as_str()).await;
+    let peer = peer.map_err(|error| task.api.refused(format!("read ClusterPeer {}", task.peer), error))?;
+    Ok(peer.is_some_and(|peer| {
+        peer.spec.source == PeerSource::Directory && peer.spec.relation == PeerRelation::Connected
+    }))
+}
+
+async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Report) -> Result<(), Refusal> {
+    let Task { api, peer, secrets, .. } = task;
     let mut done = |name: Option<String>, change: Change| {
         if !quiet {
             note(&match (&name, change) {
@@ -274,16 +340,14 @@ async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Repo
         done(None, Change::Unchanged);
     }
     for secret in secrets {
-        let present = Relation::of(secret);
-        let left = ends.leaves(present);
-        let change = match left {
-            Relation::Apart if delete => {
-                apply::delete(api, secret).await?;
+        let change = match task.step(secret, delete) {
+            Step::Delete => {
+                apply::delete(api, secret, false).await?;
                 Change::Deleted
             }
-            left if left == present => Change::Unchanged,
-            left => {
-                apply::relate(api, secret, left).await?;
+            Step::Nothing => Change::Unchanged,
+            Step::Relate(left) => {
+                apply::relate(api, secret, left, false).await?;
                 if left == Relation::Admitted { Change::Admitted } else { Change::Disconnected }
             }
         };

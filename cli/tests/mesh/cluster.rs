@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use isthmus_crds::peer::{PEER_SECRET_TYPE, PeerSecret, Relation};
-use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, SecretVersion, names};
+use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, PeerSource, SecretVersion, names};
 use isthmus_kube_api::{Config, KubeApi};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
@@ -219,6 +219,16 @@ impl Cluster {
         self.namespaced::<K>().create(&PostParams::default(), &object).await.unwrap();
     }
 
+    /// A peer that no Secret configures.
+    pub(crate) async fn mirror_from_a_file(&self, peer: &str) {
+        let object = serde_json::from_value(json!({
+            "apiVersion": "isthmus.io/v1alpha1", "kind": "ClusterPeer", "metadata": {"name": peer},
+            "spec": {"source": "Directory", "relation": "Connected"},
+        }));
+        let peers: Api<ClusterPeer> = Api::all(self.client.clone());
+        peers.create(&PostParams::default(), &object.unwrap()).await.unwrap();
+    }
+
     pub(crate) async fn status<K>(&self, name: &str, status: Value)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -295,7 +305,8 @@ impl Answering {
             let wanted: Vec<(PeerSecret, SecretVersion)> = found.iter().filter_map(read).collect();
             for peer in peers.list(&ListParams::default()).await.unwrap() {
                 let name = peer.name_any();
-                if !wanted.iter().any(|(wanted, _)| wanted.cluster.as_str() == name) {
+                let by_secret = peer.spec.source == PeerSource::Secret;
+                if by_secret && !wanted.iter().any(|(wanted, _)| wanted.cluster.as_str() == name) {
                     let _ = peers.delete(&name, &DeleteParams::default()).await.unwrap();
                 }
             }

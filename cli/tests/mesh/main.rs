@@ -338,6 +338,20 @@ async fn a_cluster_that_is_gone_can_be_disconnected_from() {
     assert_eq!(world.beta.peers().await, ["alpha"], "the other side is as it was");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_disconnected_is_said_before_anything_is_changed() {
+    let world = World::start().await;
+    world.beta.set_observing(true);
+    let twice = world.isthmus(&format!("{DISCONNECT},kind-alpha")).await;
+    assert!(twice.code == 2 && twice.err.contains("kind-alpha is named twice"), "{twice}");
+
+    assert_eq!(world.isthmus(&format!("{CONNECT} --connection-mode unicast")).await.code, 0);
+    world.alpha.mirror_from_a_file("gamma").await;
+    let both = "disconnect --context kind-alpha --destination-context kind-beta --destination-cluster gamma";
+    world.isthmus(both).await.fails_saying(&["kind-alpha", "the file gamma in the apiserver's --peers-dir"]);
+    assert_eq!(relations(&world).await, (Some(Relation::Connected), Some(Relation::Admitted)));
+}
+
 /// What alpha is to beta's Secret and the other way round: `None` where there is no Secret.
 async fn relations(world: &World) -> (Option<Relation>, Option<Relation>) {
     let of = |secret: Option<Secret>| secret.map(|secret| PeerSecret::parse(&secret).unwrap().relation);

@@ -108,7 +108,8 @@ async fn a_peer_in_a_secret_is_probed_as_the_secret_says_and_its_faults_lead_bac
     found(&doomed.peers[0], Step::Tls, "our-certificate-refused");
     let finding = doomed.peers[0].findings().next().unwrap();
     assert!(finding.cause.contains("does not admit us"), "{finding:?}");
-    let command = "isthmus connect --context alpha --destination-context beta --connection-mode unicast";
+    let command = "isthmus connect --context '<context of alpha>' --destination-context '<context of beta>' \
+                   --connection-mode unicast";
     assert_eq!(finding.next.command, command);
     assert_eq!(doomed.peers[0].step(Step::Relay).unwrap().outcome, Outcome::Passed, "{doomed:#?}");
 }

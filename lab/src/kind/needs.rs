@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_scenario_of_the_repository_can_be_run_on_kind() {
+    fn every_scenario_of_the_repository_that_begins_encrypted_can_be_run_on_kind() {
         let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kind-scenarios");
         let folders = std::fs::read_dir(scenarios).unwrap().flatten().map(|entry| entry.path());
         let folders: Vec<PathBuf> =
@@ -199,6 +199,11 @@ mod tests {
         assert!(!folders.is_empty());
         for folder in folders {
             let scenario = Scenario::load(&folder).unwrap();
+            if folder.ends_with("one-way") {
+                let reason = fits(&scenario).expect_err("nothing crosses in the clear").to_string();
+                assert!(reason.lines().count() == 2 && reason.contains("encryption: off"), "{reason}");
+                continue;
+            }
             fits(&scenario).unwrap();
             let taps = folder.ends_with("encryption");
             assert_eq!(this_machine(&scenario), taps, "{}", folder.display());
