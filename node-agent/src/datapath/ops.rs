@@ -16,8 +16,9 @@
 //!
 //! So one endpoint more is `PutBackend, PutSlot(count), PutService(count + 1)`; one less is `PutSlot(gap, last),
 //! PutService(count - 1), DeleteSlot(last), DeleteBackend`; one exchanged for another is `PutBackend, PutSlot,
-//! DeleteBackend`. A backend that is to serve only what is open has `PutBackend` in place of `DeleteBackend`. ipcache entries go before everything, so that a new backend's identity is known before the
-//! first packet to it, and are deleted after everything.
+//! DeleteBackend`. A backend that is to serve only what is open has `PutBackend` in place of `DeleteBackend`. ipcache
+//! entries go before everything, so that a new backend's identity is known before the first packet to it, and are
+//! deleted after everything.
 //!
 //! What the planner owes:
 //! - One list holds at most one operation per key and kind of key ([`MapOp::target`] tells them apart).
