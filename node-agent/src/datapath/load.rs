@@ -16,6 +16,7 @@ use super::error::DatapathError;
 use super::map::Map;
 use super::policy::{self, Policies};
 use super::sys::AttachType;
+use super::uninterrupted;
 use super::{DatapathConfig, Features, MapSizes, Maps};
 
 /// Names a file with another object than the one that is built in: for trying one that was just rebuilt.
@@ -85,17 +86,8 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
     for (name, entries) in sizes(&config.sizes) {
         loader.map_max_entries(name, entries);
     }
-    let mut ebpf = loader.load(&object).map_err(|error| load_error(origin.as_deref(), error))?;
-    for (name, _) in SOCKET_PROGRAMS {
-        let program: &mut CgroupSockAddr =
-            program(&mut ebpf, name).map_err(|error| program_error(origin.as_deref(), name, error))?;
-        program.load().map_err(|error| program_error(origin.as_deref(), name, error))?;
-    }
-    for name in PACKET_PROGRAMS {
-        let program: &mut SchedClassifier =
-            program(&mut ebpf, name).map_err(|error| program_error(origin.as_deref(), name, error))?;
-        program.load().map_err(|error| program_error(origin.as_deref(), name, error))?;
-    }
+    // Aya tries with small programs what the kernel can do: an interruption there would pass for a lack.
+    let ebpf = uninterrupted::with_signals_blocked(|| load_programs(&mut loader, &object, origin.as_deref()))?;
     let maps = Maps {
         services: Map::open(&version_dir.join(maps::SERVICES), maps::SERVICES, SERVICES_FLAG)?,
         slots: Map::open(&version_dir.join(maps::SLOTS), maps::SLOTS, BACKENDS_FLAG)?,
@@ -114,6 +106,25 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
         config.sizes.policy_entries,
     )?;
     Ok(Loaded { ebpf, maps, policies, version_dir })
+}
+
+fn load_programs(
+    loader: &mut EbpfLoader<'_>,
+    object: &[u8],
+    origin: Option<&Path>,
+) -> Result<Ebpf, DatapathError> {
+    let mut ebpf = loader.load(object).map_err(|error| load_error(origin, error))?;
+    for (name, _) in SOCKET_PROGRAMS {
+        program::<CgroupSockAddr>(&mut ebpf, name)
+            .and_then(|program| uninterrupted::load(|| program.load()))
+            .map_err(|error| program_error(origin, name, error))?;
+    }
+    for name in PACKET_PROGRAMS {
+        program::<SchedClassifier>(&mut ebpf, name)
+            .and_then(|program| uninterrupted::load(|| program.load()))
+            .map_err(|error| program_error(origin, name, error))?;
+    }
+    Ok(ebpf)
 }
 
 /// The program `name` as its own type.

@@ -26,6 +26,7 @@ pub mod ops;
 pub mod policy;
 pub mod routing;
 mod sys;
+mod uninterrupted;
 
 use std::fmt;
 use std::fs;

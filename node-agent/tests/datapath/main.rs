@@ -16,5 +16,6 @@ mod packets;
 mod pods;
 mod policy;
 mod sandbox;
+mod signals;
 mod sockets;
 mod takeover;
