@@ -87,7 +87,8 @@ pub(super) fn load(config: &DatapathConfig) -> Result<Loaded, DatapathError> {
         loader.map_max_entries(name, entries);
     }
     // Aya tries with small programs what the kernel can do: an interruption there would pass for a lack.
-    let ebpf = uninterrupted::with_signals_blocked(|| load_programs(&mut loader, &object, origin.as_deref()))?;
+    let ebpf =
+        uninterrupted::with_signals_blocked(|| load_programs(&mut loader, &object, origin.as_deref()))?;
     let maps = Maps {
         services: Map::open(&version_dir.join(maps::SERVICES), maps::SERVICES, SERVICES_FLAG)?,
         slots: Map::open(&version_dir.join(maps::SLOTS), maps::SLOTS, BACKENDS_FLAG)?,
