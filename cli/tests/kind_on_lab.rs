@@ -54,17 +54,17 @@ steps:
 - wait: {clusters: [alpha, beta], object: deployment/rebel-base, until: ready}
 - wait: {clusters: [alpha, beta], object: pod/client, until: ready}
 - scale: {clusters: [alpha], deployment: rebel-base, replicas: 0}
-- request: {target: {from: alpha/client, service: rebel-base}, answers: [beta], within: 20s}
+- request: {target: {from: alpha/client, service: rebel-base}, answers: [beta], within: 60s}
 - capture:
     target: {from: alpha/client, service: rebel-base, family: ipv4}
     answers: [beta]
     plaintext: unseen
-    within: 20s
+    within: 60s
 - capture:
     target: {from: alpha/client, service: rebel-base, family: ipv6}
     answers: [beta]
     plaintext: unseen
-    within: 20s
+    within: 60s
 - forge: {node: beta/beta-node1, as: alpha/client, to: alpha/client}
 - traffic: {name: steady, target: {from: alpha/client, service: rebel-base}}
 - rotateKey: {node: beta/beta-node1, within: 60s}

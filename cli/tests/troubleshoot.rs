@@ -56,7 +56,7 @@ impl Drop for Lab {
 fn one_file_is_enough_and_the_exit_status_says_what_was_found() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("beta.yaml");
-    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = isthmus_kube_api::ports::reserve().unwrap();
     std::fs::write(&file, format!("endpoints:\n- http://{unused}\n")).unwrap();
     let file = file.to_str().unwrap();
 
@@ -86,7 +86,7 @@ fn one_file_is_enough_and_the_exit_status_says_what_was_found() {
 fn nobody_listens(folder: &std::path::Path, contexts: &[&str]) -> String {
     let mut text = "apiVersion: v1\nkind: Config\nclusters:\n".to_owned();
     for context in contexts {
-        let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let unused = isthmus_kube_api::ports::reserve().unwrap();
         text += &format!("- {{name: {context}, cluster: {{server: 'http://{unused}'}}}}\n");
     }
     text += "users: [{name: somebody, user: {}}]\ncontexts:\n";

@@ -55,7 +55,7 @@ pub fn command(image: &str) -> Result<Vec<OsString>> {
 /// # Errors
 /// When it cannot listen.
 pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
-    let (mut port, mut drain): (u16, u64) = (8080, 2);
+    let (mut port, mut drain): (u16, u64) = (8080, 5);
     while let Some(flag) = args.next() {
         match flag.to_str() {
             Some("--port") => {
@@ -110,14 +110,15 @@ pub fn echo(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
 /// Asks `isthmus.io/echo` at an address over one connection, ten times a second, and writes a line for each answer.
 ///
 /// # Errors
-/// When it cannot connect, or an answer does not come within two seconds.
+/// When it cannot connect, or an answer does not come within five seconds.
 pub fn ask(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     use std::io::{BufRead, BufReader, Read, Write};
-    const PATIENCE: Duration = Duration::from_secs(2);
+    /// Longer than an answer is under way on however busy a machine.
+    const PATIENCE: Duration = Duration::from_secs(5);
     const PAUSE: Duration = Duration::from_millis(100);
     let address = args.next().and_then(|text| text.to_str()?.parse::<SocketAddr>().ok());
     let address = address.context("ask wants an address and a port")?;
-    let mut connection = std::net::TcpStream::connect_timeout(&address, 5 * PATIENCE)?;
+    let mut connection = std::net::TcpStream::connect_timeout(&address, 2 * PATIENCE)?;
     connection.set_nodelay(true)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;

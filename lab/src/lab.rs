@@ -437,19 +437,37 @@ impl Ground {
         self.stop.cancel();
         self.tasks.close();
         // A task that hangs only delays: what it makes later fails, for its folder is gone.
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await;
+        let _ = tokio::time::timeout(TASKS_END, self.tasks.wait()).await;
     }
 
+    /// The runtime's other threads end them meanwhile.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "waits for tasks to end, where nothing asynchronous can run"
+    )]
+    fn wait_for_tasks(&self) {
+        let begun = std::time::Instant::now();
+        while !self.tasks.is_empty() && begun.elapsed() < TASKS_END {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// As [`Self::end_tasks`] and what comes after it, for where nothing can be awaited (a `Drop`).
     fn sweep(&self) {
         self.stop.cancel();
         if self.swept.swap(true, Ordering::Relaxed) {
             return;
         }
+        self.tasks.close();
+        self.wait_for_tasks();
         if let Err(e) = cleanup::sweep(&self.name) {
             tracing::error!(lab = %self.name, error = %e, "not everything could be removed; `isthmus lab down` tries again");
         }
     }
 }
+
+/// Time for kubelets and controllers to end what they are in the midst of.
+const TASKS_END: Duration = Duration::from_secs(10);
 
 fn install_tls_provider() {
     // An error only says that one was installed before.

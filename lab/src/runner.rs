@@ -142,6 +142,13 @@ const LOG_LINES: usize = 30;
 /// Time for the checks that `isthmus connect` makes before it does anything.
 const LONGEST_CHECK: Duration = Duration::from_secs(30);
 
+/// So many requests are observed for each cluster that should answer: with two the chance that one of them is never
+/// chosen is below 1e-9.
+const REQUESTS_EACH: usize = 16;
+
+/// How long requests are waited for beyond the time that is observed.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 struct Runner<'a> {
     platform: Platform<'a>,
     scenario: &'a Scenario,
@@ -309,6 +316,8 @@ impl Runner<'_> {
         let traffic = self.running(&observe.traffic)?;
         let since = Instant::now();
         tokio::time::sleep(observe.time).await;
+        // A slow machine sends fewer requests, of which one of the clusters may have got none by chance.
+        traffic.at_least(REQUESTS_EACH * observe.answers.len().max(1), since, LONGEST_WAIT).await;
         let tally = traffic.tally(since);
         report.requests = Some(tally.clone());
         tally.check(&observe.answers).map_err(LabError::Invalid)

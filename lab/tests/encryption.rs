@@ -64,7 +64,7 @@ async fn answered(lab: &Lab, from: &PodRecord) -> bool {
         Api::namespaced(lab.cluster("alpha").unwrap().client(), "default");
     let service = services.get("rebel-base").await.unwrap().spec.unwrap().cluster_ip.unwrap();
     let curl = sh(&format!("curl -sf --noproxy '*' --max-time 1 http://{service}/"));
-    from.launch(&curl).unwrap().output(Duration::from_secs(5)).await.unwrap().status.success()
+    from.launch(&curl).unwrap().output(Duration::from_secs(30)).await.unwrap().status.success()
 }
 
 fn assert_hidden(packets: &Packets, addresses: &[IpAddr]) {
@@ -161,7 +161,7 @@ const DOES_NOT_DISCOVER: &[(&str, &str)] = &[("ipv4/ip_no_pmtu_disc", "1")];
 /// Two megabytes of known plaintext each way over one connection.
 fn bulk(near: &NetNs, far: &NetNs, to: SocketAddr) {
     let data: Vec<u8> = PLAINTEXT.iter().copied().cycle().take(2 << 20).collect();
-    let within = Some(Duration::from_secs(30));
+    let within = Some(Duration::from_secs(60));
     let listener = far.run(move || TcpListener::bind(to)).unwrap();
     let echo = std::thread::spawn({
         let length = data.len();
@@ -173,7 +173,7 @@ fn bulk(near: &NetNs, far: &NetNs, to: SocketAddr) {
             stream.write_all(&taken)
         }
     });
-    let mut stream = near.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(10))).unwrap();
+    let mut stream = near.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(60))).unwrap();
     stream.set_read_timeout(within).unwrap();
     stream.write_all(&data).unwrap();
     let mut back = vec![0; data.len()];
@@ -205,7 +205,7 @@ fn ping(from: &NetNs, to: IpAddr, size: usize) {
     }
     let begun = Instant::now();
     let mut buffer = vec![0; 8192];
-    while begun.elapsed() < Duration::from_secs(20) {
+    while begun.elapsed() < Duration::from_secs(60) {
         let flags = MsgFlags::empty();
         let _ = match to {
             IpAddr::V4(to) => {

@@ -30,6 +30,7 @@ use support::eventually;
 const PORT: u16 = 9999;
 /// Between two datagrams: a handshake that waited for its timer would cost a thousand of them.
 const PACE: Duration = Duration::from_millis(5);
+const UNDER_WAY: u32 = 128;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_datagram_is_lost_while_both_ends_exchange_their_keys_and_agents_are_replaced() {
@@ -174,7 +175,8 @@ impl Drop for Echo {
     }
 }
 
-/// Numbered datagrams, one after the other, each of which should come back.
+/// Numbered datagrams, one after the other, each of which should come back. No more are under way than fit into every
+/// buffer on their path, however slow the machine is.
 struct Stream {
     end: Arc<AtomicBool>,
     sent: Arc<AtomicU32>,
@@ -204,15 +206,17 @@ impl Stream {
             })
             .unwrap();
         // Longer than anything takes to come back, on however busy a machine.
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let end = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicU32::new(0));
+        let (sent, back) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let sender = std::thread::spawn({
-            let (end, sent, socket) = (end.clone(), sent.clone(), socket.try_clone().unwrap());
+            let (end, sent, back) = (end.clone(), sent.clone(), back.clone());
+            let socket = socket.try_clone().unwrap();
             move || {
                 while !end.load(Ordering::Relaxed) {
                     let number = sent.load(Ordering::Relaxed);
-                    if socket.send(&number.to_be_bytes()).is_ok() {
+                    let room = number.saturating_sub(back.load(Ordering::Relaxed)) < UNDER_WAY;
+                    if room && socket.send(&number.to_be_bytes()).is_ok() {
                         sent.store(number + 1, Ordering::Relaxed);
                     }
                     std::thread::park_timeout(PACE);
@@ -227,6 +231,7 @@ impl Stream {
                 let number = number as usize;
                 seen.resize(seen.len().max(number + 1), false);
                 seen[number] = true;
+                back.fetch_add(1, Ordering::Relaxed);
             }
             seen
         });

@@ -4,7 +4,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use isthmus_wireguard::config::{Configurable, PeerUpdate};
 use isthmus_wireguard::device::{Count, MessageBounds};
@@ -16,7 +15,7 @@ mod field;
 #[allow(dead_code, reason = "shared with tests that need more of it")]
 mod netns;
 
-use field::{Field, owns};
+use field::{DEADLINE, Field, owns};
 use netns::{Namespace, join};
 
 #[global_allocator]
@@ -76,7 +75,7 @@ fn megabytes_in_both_directions_cost_no_allocation() {
     let listener = other.namespace.enter(move || TcpListener::bind(listen)).unwrap();
     let udp = other.application();
     let to_udp: UdpSocket = one.socket("10.9.0.1:0".parse().unwrap());
-    udp.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    udp.set_read_timeout(Some(DEADLINE)).unwrap();
 
     // The first round warms everything up: sessions, caches, and what grows once.
     let mut allocations = u64::MAX;

@@ -60,8 +60,8 @@ impl World {
     }
 
     fn of(alpha: Cluster, beta: Cluster) -> Self {
-        // A port that nobody listens on any more.
-        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // A port that nobody listens on.
+        let gone = isthmus_kube_api::ports::reserve().unwrap();
         let servers = [("alpha", &alpha.server), ("beta", &beta.server), ("gone", &format!("http://{gone}"))];
         let named = |name: &str, what: &str, value: Value| json!({"name": name, what: value});
         let kubeconfig = json!({

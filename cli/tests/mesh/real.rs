@@ -26,7 +26,7 @@ impl Drop for Apiserver {
 }
 
 fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    isthmus_kube_api::ports::reserve().unwrap()
 }
 
 async fn run(cluster: &Cluster, setup: &Setup, folder: &Path) -> Apiserver {

@@ -281,7 +281,7 @@ async fn an_authority_that_was_put_there_is_honoured_and_shared() {
 async fn an_authority_that_is_deleted_while_the_leader_is_gone_is_put_back_by_the_next() {
     let mesh = Mesh::new();
     let alpha = Cluster::start("alpha", 1).await;
-    let flags = ["--leader-elect-lease-duration", "3s"];
+    let flags = crate::replicas::LEASE_FLAGS;
     let leader = Daemon::replica(&mesh, &alpha, "r0", &flags).await;
     leader.ready_within_deadline().await;
     let next = Daemon::replica(&mesh, &alpha, "r1", &flags).await;

@@ -1,6 +1,6 @@
 //! Kubernetes APIs, an etcd, and the daemon's program, all on loopback and all ended with the test.
 
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command as StdCommand, Stdio};
 use std::sync::Mutex;
@@ -50,9 +50,9 @@ pub(crate) async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Result<
     }
 }
 
-/// A port that nobody uses at the moment.
+/// A port that is left to whoever is told to listen there.
 fn free_port() -> SocketAddr {
-    StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    isthmus_kube_api::ports::reserve().unwrap()
 }
 
 /// What all clusters share: the authority, and the folder for files.
@@ -522,6 +522,8 @@ impl Etcd {
             .arg(format!("--listen-peer-urls=http://{peer}"))
             .arg(format!("--initial-advertise-peer-urls=http://{peer}"))
             .arg(format!("--initial-cluster=default=http://{peer}"))
+            // The data goes with the test: nobody should wait for a slow disk.
+            .arg("--unsafe-no-fsync")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -5,7 +5,8 @@ use k8s_openapi::api::coordination::v1::Lease;
 
 use crate::fixture::{Cluster, Daemon, Etcd, Mesh, Mounted, until};
 
-const LEASE_FLAGS: [&str; 2] = ["--leader-elect-lease-duration", "3s"];
+/// A lease that a leader does not lose to a machine that has no time for it, and that others need not wait for long.
+pub(crate) const LEASE_FLAGS: [&str; 2] = ["--leader-elect-lease-duration", "8s"];
 const SERVICE: &str = "cilium/state/services/v1/alpha/app/";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,9 +93,10 @@ async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_mea
     replicas.swap_remove(leader).kill().await;
     alpha.delete_service("app", "old").await;
     alpha.global_service("app", "new", &["10.1.0.9"]).await;
-    // Nobody leads for a moment: what there was is served all the same.
+    // Nobody leads for a moment: what there was is served all the same, until the next one leads.
     for replica in &replicas {
-        assert!(!read(replica, &admin, "old").is_empty() || leads(replica).await, "{}", replica.log());
+        let old = read(replica, &admin, "old");
+        assert!(!old.is_empty() || any_leads(&replicas).await, "{}", replica.log());
         assert_eq!(replica.http(replica.health, "/readyz").await.0, 200);
     }
     let next = leader_of(&replicas).await;
@@ -163,6 +165,15 @@ async fn leader_of(replicas: &[Daemon]) -> usize {
         }
     })
     .await
+}
+
+async fn any_leads(replicas: &[Daemon]) -> bool {
+    for replica in replicas {
+        if leads(replica).await {
+            return true;
+        }
+    }
+    false
 }
 
 async fn leads(replica: &Daemon) -> bool {

@@ -131,9 +131,9 @@ impl Mesh {
         self.folder.path()
     }
 
-    /// A peer's gateway over an empty store, on a port of its own.
+    /// A peer's gateway over an empty store, on a port that stays its own when it is started again.
     pub(crate) async fn peer(&self, name: &'static str) -> Peer {
-        self.peer_at(name, "127.0.0.1:0".parse().unwrap()).await
+        self.peer_at(name, isthmus_kube_api::ports::reserve().unwrap()).await
     }
 
     /// A peer whose gateway lets relays read its cache too.

@@ -9,9 +9,9 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::fixture::{GATEWAY, NOW, World, ends, tls_server};
 
-/// An address that nobody listens on at the moment.
+/// An address that nobody listens on.
 pub(crate) fn unused() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    isthmus_kube_api::ports::reserve().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

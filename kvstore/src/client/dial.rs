@@ -49,6 +49,8 @@ pub async fn dial(addresses: &[SocketAddr], deadline: Instant) -> Result<Dialed,
         loop {
             let more = waiting.len() > 0;
             tokio::select! {
+                // Who has answered counts before the time that has passed.
+                biased;
                 attempt = attempts.next() => match attempt {
                     Some((address, Ok(stream))) => {
                         // Events are small and should not wait for more of them. Where that cannot be had, they wait.
@@ -120,14 +122,19 @@ mod tests {
     async fn what_fails_at_once_holds_nobody_up_and_is_named() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let good = listener.local_addr().unwrap();
-        let begun = Instant::now();
         let mut all: Vec<_> = (1..4).map(|port| SocketAddr::from(([127, 0, 0, 1], port))).collect();
         let deadline = Instant::now() + Duration::from_secs(20);
         let error = dial(&all, deadline).await.unwrap_err();
         assert!(error.is_refused() && error.failures.len() == 3, "{error}");
         assert!(error.to_string().contains("127.0.0.1:3"), "{error}");
         all.push(good);
-        assert_eq!(dial(&all, deadline).await.unwrap().address, good);
-        assert!(begun.elapsed() < STAGGER * 2, "three refusals take no stagger: {:?}", begun.elapsed());
+        // The quickest of several: any one may be held up by whatever else the machine does.
+        let mut quickest = Duration::MAX;
+        for _ in 0..5 {
+            let begun = Instant::now();
+            assert_eq!(dial(&all, Instant::now() + Duration::from_secs(20)).await.unwrap().address, good);
+            quickest = quickest.min(begun.elapsed());
+        }
+        assert!(quickest < STAGGER, "three refusals take no stagger: {quickest:?}");
     }
 }

@@ -208,6 +208,8 @@ async fn heartbeat(shared: &Shared, session: &Session, mut revision: i64) -> Fai
             Err(error) => error,
             Ok(mut watch) => loop {
                 let answer = tokio::select! {
+                    // Where this process was held up, a beat that has come meanwhile counts before the time that has passed.
+                    biased;
                     answer = watch.next() => answer,
                     () = sleep_until(last + silence) => return Failure::Silent(silence),
                 };

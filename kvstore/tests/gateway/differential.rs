@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, Error, GetOptions, PutOptions, SortOrder, SortTarget, Txn,
-    TxnOp, WatchFilterType, WatchOptions, WatchResponse, WatchStream,
+    TxnOp, WatchFilterType, WatchOptions, WatchStream,
 };
 use isthmus_kvstore::memory::{KeyValue, Mirrored, Revision};
 use proptest::prelude::*;
@@ -14,6 +14,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tempfile::TempDir;
 
 use crate::fixture::{DEADLINE, Running, Served, eventually};
+use crate::ports;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mirrored_store_answers_as_the_etcd_that_it_mirrors() {
@@ -250,19 +251,22 @@ async fn compare_watches(real: &mut Client, ours: &mut Client, random: &mut Rand
     }
 }
 
-/// Everything a watch tells about the past. A second watch on the same stream, of the last change alone, marks the end:
-/// it is created only after the first one, and both engines serve a stream's watches of the past together.
+/// Everything a watch tells about the past. Two more watches on the same stream, of the last change alone, mark the end.
+/// Both engines serve a stream's watches of the past together, in no order: with the first mark what is asked for may
+/// still be on its way, but not with the second, which is set when the first has come.
 async fn told(mut watch: WatchStream, newest: i64) -> Vec<String> {
-    const END: i64 = 1000;
-    let end = WatchOptions::new().with_watch_id(END).with_start_revision(newest);
-    watch.watch("end", Some(end)).await.unwrap();
-    let (mut told, mut last, mut ended, mut created) = (Vec::new(), 0, false, false);
-    // After the end only what is on its way may still come.
-    while let Some(response) =
-        next(&mut watch, if ended && created { Duration::from_millis(100) } else { DEADLINE }).await
-    {
-        if response.watch_id() == END {
-            ended |= !response.events().is_empty();
+    const ENDS: [i64; 2] = [1000, 1001];
+    let mut marks = ENDS.into_iter();
+    set_mark(&mut watch, marks.next(), newest).await;
+    let (mut told, mut last, mut created) = (Vec::new(), 0, false);
+    let mut ended = false;
+    while !(ended && created) {
+        let response = tokio::time::timeout(DEADLINE, watch.message()).await.expect("the end of the past");
+        let response = response.expect("the watch goes on").expect("the watch goes on");
+        if ENDS.contains(&response.watch_id()) {
+            if !response.events().is_empty() {
+                ended = !set_mark(&mut watch, marks.next(), newest).await;
+            }
             continue;
         }
         if response.created() {
@@ -287,9 +291,12 @@ async fn told(mut watch: WatchStream, newest: i64) -> Vec<String> {
     told
 }
 
-async fn next(watch: &mut WatchStream, wait: Duration) -> Option<WatchResponse> {
-    let message = tokio::time::timeout(wait, watch.message()).await.ok()?;
-    Some(message.expect("the watch goes on").expect("the watch goes on"))
+/// Watches the last change by this id; false when there is none.
+async fn set_mark(watch: &mut WatchStream, id: Option<i64>, newest: i64) -> bool {
+    let Some(id) = id else { return false };
+    let options = WatchOptions::new().with_watch_id(id).with_start_revision(newest);
+    watch.watch("end", Some(options)).await.expect("the watch goes on");
+    true
 }
 
 /// Copies etcd's commits into the store, one by one.
@@ -347,11 +354,13 @@ struct Etcd {
 impl Etcd {
     async fn start() -> Self {
         let data = TempDir::new().unwrap();
-        let (clients, peers) = (free_port(), free_port());
+        let (clients, peers) = (ports::reserve(), ports::reserve());
         let endpoint = format!("http://127.0.0.1:{clients}");
         let peer = format!("http://127.0.0.1:{peers}");
-        let mut command = Command::new("etcd");
+        // It ends with the thread of its test, however that ends.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "etcd"])
             .args(["--name", "real", "--log-level", "error", "--unsafe-no-fsync"])
             .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
@@ -373,10 +382,6 @@ impl Etcd {
     async fn client(&self) -> Client {
         Client::connect([&self.endpoint], None).await.unwrap()
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The same questions in every run.

@@ -25,7 +25,8 @@ async fn answers(served: &Served) {
 #[tokio::test]
 async fn a_handshake_that_is_not_finished_is_given_up() {
     let limits = GatewayLimits {
-        handshake_timeout: Duration::from_millis(200),
+        // Long enough for an honest client, whatever else the machine does.
+        handshake_timeout: Duration::from_secs(2),
         connections: 4,
         ..GatewayLimits::default()
     };

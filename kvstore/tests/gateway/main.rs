@@ -7,3 +7,5 @@ mod etcd_client_crate;
 mod etcdctl;
 mod fixture;
 mod hostile;
+#[path = "../support/ports.rs"]
+mod ports;

@@ -1,7 +1,6 @@
 //! A real etcd for one test, on loopback, with a directory of its own, ended with the test.
 
 use std::{
-    net::TcpListener,
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -9,7 +8,7 @@ use std::{
 use isthmus_kvstore::config::ClientConfig;
 use tempfile::TempDir;
 
-use crate::{pki::Pki, wait};
+use crate::{pki::Pki, ports, wait};
 
 pub(crate) struct Etcd {
     process: Child,
@@ -31,11 +30,13 @@ impl Etcd {
 
     async fn start_with(pki: Arc<Pki>) -> Self {
         let data = tempfile::tempdir().unwrap();
-        let (port, peer_port) = free_ports();
+        let (port, peer_port) = (ports::reserve(), ports::reserve());
         let peer = format!("http://127.0.0.1:{peer_port}");
         let client = format!("https://127.0.0.1:{port}");
         let argument = |name: &str, value: &str| format!("--{name}={value}");
-        let process = Command::new("etcd")
+        // It ends with the thread of its test, however that ends.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "etcd"])
             .args([
                 argument("data-dir", data.path().join("data").to_str().unwrap()),
                 argument("listen-client-urls", &client),
@@ -50,6 +51,8 @@ impl Etcd {
                 argument("cert-file", pki.path("server.crt").to_str().unwrap()),
                 argument("key-file", pki.path("server.key").to_str().unwrap()),
                 argument("enable-grpc-gateway", "false"),
+                // The data goes with the test: nobody should wait for a slow disk.
+                "--unsafe-no-fsync".to_owned(),
             ])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -110,11 +113,4 @@ impl Drop for Etcd {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Two ports that nobody uses now.
-fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
-    let (one, other) = (bind(), bind());
-    (one.local_addr().unwrap().port(), other.local_addr().unwrap().port())
 }

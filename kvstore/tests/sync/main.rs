@@ -6,6 +6,8 @@ mod engine;
 mod etcd;
 mod model;
 mod pki;
+#[path = "../support/ports.rs"]
+mod ports;
 mod proxy;
 mod reader;
 mod replicas;

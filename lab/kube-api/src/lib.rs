@@ -21,6 +21,7 @@ pub mod fields;
 mod kinds;
 mod openapi;
 pub mod patch;
+pub mod ports;
 pub mod protobuf;
 pub mod rbac;
 pub mod real;

@@ -6,7 +6,7 @@
 //! none.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -22,6 +22,7 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use crate::config::Tls;
+use crate::ports;
 
 /// The folder with `kube-apiserver` and `etcd`, if `KUBEBUILDER_ASSETS` names one.
 pub fn assets() -> Option<PathBuf> {
@@ -120,7 +121,7 @@ impl RealKubeApi {
         let files = Files::write(&config)?;
         let (client_port, peer_port) = match config.etcd_ports {
             Some(ports) => ports,
-            None => free_ports().await?,
+            None => (free_port()?, free_port()?),
         };
         let etcd_url = format!("http://127.0.0.1:{client_port}");
         let etcd = spawn(&config, "etcd", etcd_arguments(&config, &etcd_url, peer_port))?;
@@ -332,12 +333,11 @@ impl Process {
     }
 }
 
-/// Two free ports. Another program could take them before etcd does; it would then end, and say why.
-async fn free_ports() -> Result<(u16, u16), RealError> {
-    let socket = |source| RealError::Prepare { what: "a loopback port for etcd".into(), source };
-    let bind = || std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let (a, b) = (bind().map_err(socket)?, bind().map_err(socket)?);
-    Ok((a.local_addr().map_err(socket)?.port(), b.local_addr().map_err(socket)?.port()))
+fn free_port() -> Result<u16, RealError> {
+    let address = ports::reserve();
+    let address =
+        address.map_err(|source| RealError::Prepare { what: "a loopback port for etcd".into(), source })?;
+    Ok(address.port())
 }
 
 fn prepare(path: &Path, source: std::io::Error) -> RealError {

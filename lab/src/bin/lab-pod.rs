@@ -6,7 +6,7 @@
 //!
 //! `lab-pod echo [--port N]` answers HTTP with the names of its cluster, node and pod, which it knows from its
 //! environment. `lab-pod ask ADDRESS` asks such a one over a single connection, again and again, and writes a line for each
-//! answer; it fails when there is none for two seconds. `lab-pod knock ADDRESS` connects again and again, and writes `made` or
+//! answer; it fails when there is none for five seconds. `lab-pod knock ADDRESS` connects again and again, and writes `made` or
 //! `denied` for each attempt. `lab-pod pause` sleeps until it is told to end.
 
 #![forbid(unsafe_code)]

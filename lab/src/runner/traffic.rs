@@ -81,6 +81,14 @@ impl Traffic {
         tally
     }
 
+    /// Waits until this many requests that were sent at `since` or later have ended, or until `within` is over.
+    pub(super) async fn at_least(&self, requests: usize, since: Instant, within: Duration) {
+        let mut count = self.count.clone();
+        let enough = count.wait_for(|_| self.since(since).len() >= requests);
+        // What there is then is judged as it is: too little will not be as expected.
+        let _ = tokio::time::timeout(within, enough).await;
+    }
+
     /// What was met since the beginning.
     pub(super) fn total(&self) -> Tally {
         let mut tally = Tally::default();

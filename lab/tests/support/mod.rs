@@ -38,9 +38,9 @@ pub async fn plain_lab(name: &str, families: Families, nodes: usize) -> Lab {
     Lab::up(spec, &mut |_| {}).await.unwrap()
 }
 
-/// Waits for `condition`, for half a minute at most.
+/// Waits for `condition`. Only a failing test waits to the end.
 pub async fn eventually<T>(what: &str, mut condition: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
     loop {
         match condition().await {
             Ok(value) => return value,

@@ -377,7 +377,8 @@ impl Datapath {
             PacketProgram::Empty => "tc_empty",
         };
         let fd = load::program_fd(&mut self.ebpf(), name)?;
-        sys::test_run(fd.as_fd(), packet, context, repeat)
+        // The kernel gives up many runs at a pending signal, and says nothing of those that were made.
+        uninterrupted::with_signals_blocked(|| sys::test_run(fd.as_fd(), packet, context, repeat))
             .map_err(|source| DatapathError::Kernel { what: format!("a test run of {name}"), source })
     }
 

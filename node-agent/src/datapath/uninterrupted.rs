@@ -1,4 +1,4 @@
-//! Loading programs in spite of signals.
+//! Loading programs, and running them for a test, in spite of signals.
 //!
 //! The verifier looks for a pending signal at every instruction and gives up with EAGAIN when it finds one, which means
 //! to load again (Linux commit c3494801cd17). A signal to the process may pick any thread that does not block it, also
@@ -13,12 +13,12 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 /// Loads of one program until its last refusal is believed. libbpf makes five; it blocks no signals.
 const ATTEMPTS: usize = 10;
 
-/// Runs `load` with all signals to the calling thread held back: other threads take those to the process, those to
-/// the thread alone come when `load` has returned.
-pub(super) fn with_signals_blocked<T>(load: impl FnOnce() -> T) -> T {
+/// Runs `work` with all signals to the calling thread held back: other threads take those to the process, those to
+/// the thread alone come when `work` has returned.
+pub(super) fn with_signals_blocked<T>(work: impl FnOnce() -> T) -> T {
     let former = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     // Nothing in here panics but by a fault of ours, and then the process is at its end.
-    let result = load();
+    let result = work();
     if let Ok(former) = former {
         // The kernel refuses no set that it has given.
         let _ = former.thread_set_mask();

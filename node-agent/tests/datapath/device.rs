@@ -170,22 +170,23 @@ fn while_there_is_no_device_nothing_leaves_and_then_it_flows_again() {
         let service = FAMILIES[0];
         let _tcp = there.namespace.run(|| there.pod.serve(Protocol::Tcp, service));
         let addr: SocketAddr = there.pod.addr(service, 8080).parse().expect("an address");
-        let connect =
-            || here.pod.namespace.run(|| TcpStream::connect_timeout(&addr, Duration::from_millis(300)));
-        connect().expect_err("nothing can leave");
+        let connect = |within| here.pod.namespace.run(|| TcpStream::connect_timeout(&addr, within));
+        // What is dropped is waited for in vain, and not for long.
+        let briefly = Duration::from_millis(300);
+        connect(briefly).expect_err("nothing can leave");
         assert!(here.count(Counter::EncryptNoDevice) > 0);
         // A device that vanishes before the agent knows takes what is sent to it along.
         let _later;
         let pipe = encrypted(&nodes, false);
-        connect().expect("through the device");
+        connect(DEADLINE).expect("through the device");
         drop(pipe);
-        connect().expect_err("the device is gone");
+        connect(briefly).expect_err("the device is gone");
         // And what is too big for it: its routes are gone too.
         let socket = here.pod.namespace.run(|| udp_socket("0.0.0.0:0"));
         socket.send_to(&[0; 1460], addr).expect("send");
         assert_eq!(wire.plain(), 0);
         _later = encrypted(&nodes, false);
-        connect().expect("through the new device");
+        connect(DEADLINE).expect("through the new device");
         assert_eq!(wire.plain(), 0);
     });
 }

@@ -20,7 +20,7 @@ use nix::sys::socket::{AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType
 
 use crate::model::apply;
 use crate::pods::Pod;
-use crate::sandbox::{Namespace, Sandbox, ip};
+use crate::sandbox::{Namespace, Sandbox, ip, until_local};
 
 pub(crate) const MTU: u32 = 1420;
 const DEVICE: &str = "isthmus_wg0";
@@ -50,6 +50,9 @@ pub(crate) fn two_nodes(sandbox: &Sandbox, features: Features) -> [Node; 2] {
             ip(&format!("-6 route add fd00:{far}::/64 via fd00:20::{far}"));
         });
         node.knows(other, 255);
+    }
+    for node in &nodes {
+        node.namespace.run(|| until_local(&format!("fd00:20::{}", node.number)));
     }
     nodes
 }

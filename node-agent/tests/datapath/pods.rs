@@ -16,7 +16,7 @@ use isthmus_bpf_abi::{Counter, Protocol};
 use isthmus_node_agent::datapath::{Datapath, Features};
 
 use crate::model::{Model, socket_addr};
-use crate::sandbox::{DEADLINE, Namespace, Sandbox, ip, sandbox};
+use crate::sandbox::{DEADLINE, Namespace, Sandbox, ip, sandbox, until_local};
 use crate::sockets::{Server, ask_tcp, ask_udp, backend_of, udp_socket};
 
 pub(crate) const SERVICES: [&str; 2] = ["10.96.0.10:80", "[fd00:96::10]:80"];
@@ -39,9 +39,11 @@ impl Pod {
             ip(&format!("addr add 10.0.{number}.2/24 dev eth0"));
             ip(&format!("addr add fd00:{number}::2/64 dev eth0 nodad"));
             ip("link set eth0 up");
+            until_local(&format!("fd00:{number}::2"));
             ip(&format!("route add default via 10.0.{number}.1"));
             ip(&format!("-6 route add default via fd00:{number}::1"));
         });
+        until_local(&format!("fd00:{number}::1"));
         let host_index =
             nix::net::if_::if_nametoindex(format!("host{number}").as_str()).expect("the interface");
         Self { namespace, host_index, number }

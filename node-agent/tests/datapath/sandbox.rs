@@ -19,8 +19,8 @@ use isthmus_node_agent::datapath::{Datapath, DatapathConfig, MapSizes};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// How long a condition may take to come true.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+/// How long a condition may take to come true. Only a failing test waits for it.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Sandbox {
     pub(crate) cgroup: PathBuf,
@@ -89,6 +89,17 @@ impl Sandbox {
 pub(crate) fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip (package iproute2)");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Waits until an IPv6 address that was added without duplicate address detection can be spoken to. The kernel makes its
+/// local route a moment later, in a thread of its own and not before the link has a carrier, and drops what comes for
+/// it before.
+pub(crate) fn until_local(address: &str) {
+    let route = format!("local {address} ");
+    eventually(&format!("a local route to {address}"), || {
+        let shown = Command::new("ip").args(["-6", "route", "show", "table", "local"]).output();
+        String::from_utf8_lossy(&shown.expect("ip (package iproute2)").stdout).contains(&route)
+    });
 }
 
 /// Waits for a condition.
@@ -216,10 +227,7 @@ fn remove_cgroup(dir: &Path) -> io::Result<()> {
     let started = Instant::now();
     loop {
         match fs::remove_dir(dir) {
-            Err(error)
-                if error.kind() == io::ErrorKind::ResourceBusy
-                    && started.elapsed() < Duration::from_secs(5) =>
-            {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && started.elapsed() < DEADLINE => {
                 thread::sleep(Duration::from_millis(2));
             }
             result => return result,

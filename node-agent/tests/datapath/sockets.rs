@@ -13,7 +13,7 @@ use isthmus_bpf_abi::{Counter, Protocol};
 use isthmus_node_agent::datapath::Features;
 
 use crate::model::{Model, socket_addr};
-use crate::sandbox::{DEADLINE, Sandbox, ip, sandbox};
+use crate::sandbox::{DEADLINE, Sandbox, ip, sandbox, until_local};
 
 const SERVICE_V4: &str = "10.96.0.10:80";
 const SERVICE_V6: &str = "[fd00:96::10]:80";
@@ -132,18 +132,16 @@ pub(crate) fn ask_udp(socket: &UdpSocket, service: &str) -> (SocketAddr, SocketA
 }
 
 fn with_addresses(test: impl Fn(&Sandbox, &str, [&str; 3]) + Sync) {
-    sandbox(|sandbox| {
-        for backend in BACKENDS_V6 {
-            ip(&format!("addr add {}/128 dev lo nodad", socket_addr(backend).ip()));
-        }
-        test(sandbox, SERVICE_V4, BACKENDS_V4);
-    });
-    sandbox(|sandbox| {
-        for backend in BACKENDS_V6 {
-            ip(&format!("addr add {}/128 dev lo nodad", socket_addr(backend).ip()));
-        }
-        test(sandbox, SERVICE_V6, BACKENDS_V6);
-    });
+    for (service, backends) in [(SERVICE_V4, BACKENDS_V4), (SERVICE_V6, BACKENDS_V6)] {
+        sandbox(|sandbox| {
+            for backend in BACKENDS_V6 {
+                let addr = socket_addr(backend).ip();
+                ip(&format!("addr add {addr}/128 dev lo nodad"));
+                until_local(&addr.to_string());
+            }
+            test(sandbox, service, backends);
+        });
+    }
 }
 
 fn any(service: &str) -> &'static str {

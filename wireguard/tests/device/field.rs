@@ -13,7 +13,7 @@ use isthmus_wireguard::device::{Count, Device, DeviceOptions, MessageBounds};
 use crate::netns::Namespace;
 
 /// How long anything that is waited for may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Port of the applications that listen on the inside.
 pub(crate) const APPLICATION: u16 = 7000;

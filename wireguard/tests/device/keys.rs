@@ -22,8 +22,8 @@ struct Stream {
     receivers: [JoinHandle<Vec<u32>>; 2],
 }
 
-/// How long a stream is listened to after it was last heard.
-const SILENCE: Duration = Duration::from_secs(2);
+/// How long a stream is listened to after it was last heard: longer than anything is under way, on however busy a machine.
+const SILENCE: Duration = Duration::from_secs(5);
 
 impl Stream {
     fn begin() -> Self {

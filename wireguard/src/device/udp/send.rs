@@ -135,7 +135,6 @@ impl SendBatch {
                     }
                     rest = &rest[taken..];
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if to.local.is_some() && source_is_gone(&error) => to.local = None,
                 Err(error) if first.count > 1 && cannot_cut(&error) => {
                     // EIO: the route's device does no checksums, so it will not the next time either.
@@ -182,10 +181,16 @@ impl SendBatch {
             header.msg_control =
                 if length == 0 { std::ptr::null_mut() } else { control.0.as_mut_ptr().cast() };
         }
-        // SAFETY: the first `messages.len()` headers point to data, an address and control messages of the lengths
-        // they say, all of which live through the call.
-        let taken = unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), messages.len() as u32, 0) };
-        usize::try_from(taken).map_err(|_| io::Error::last_os_error())
+        loop {
+            // SAFETY: the first `messages.len()` headers point to data, an address and control messages of the lengths
+            // they say, all of which live through the call.
+            let taken =
+                unsafe { libc::sendmmsg(socket, self.headers.as_mut_ptr(), messages.len() as u32, 0) };
+            match usize::try_from(taken).map_err(|_| io::Error::last_os_error()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
     }
 }
 
