@@ -81,6 +81,7 @@ enum Ended {
 impl Peer {
     /// Runs until the peer was removed and what was mirrored is deleted, or until shutdown.
     pub(super) async fn run(mut self) {
+        self.take_over();
         let mut mirror = Mirror::default();
         loop {
             let Some(config) = self.config.borrow_and_update().clone() else {
@@ -100,6 +101,15 @@ impl Peer {
                 () = self.shutdown.cancelled() => return,
             }
         }
+    }
+
+    /// Stands behind what an earlier leader has mirrored, until the peer itself says what is true: it may be out of reach.
+    fn take_over(&self) {
+        let config = Key::ClusterConfig(self.name.clone()).to_bytes();
+        if let Some(value) = self.writer.value(&config) {
+            self.writer.put(config, value);
+        }
+        Resource::ALL.into_iter().for_each(|resource| self.section(resource).take_over());
     }
 
     /// Reads the store that `config` names until something about it changes.
@@ -357,7 +367,9 @@ impl Peer {
                     progress.section.delete(cached);
                 }
                 if !std::mem::replace(&mut progress.synced, true) {
-                    progress.section.finish_initial().await;
+                    if !self.finish_initial(&progress.section).await {
+                        return;
+                    }
                     self.view.send_modify(|view| {
                         view.written.insert(resource);
                     });
@@ -371,7 +383,9 @@ impl Peer {
                         for cached in mirror.sweep(*resource) {
                             progress.section.delete(cached);
                         }
-                        progress.section.finish_initial().await;
+                        if !self.finish_initial(&progress.section).await {
+                            return;
+                        }
                         self.view.send_modify(|view| {
                             view.written.insert(*resource);
                         });
@@ -390,8 +404,10 @@ impl Peer {
         tracing::warn!(peer = %self.name, "out of reach for longer than --clustermesh-cache-ttl; its services are withdrawn");
         self.metrics.revoked(&self.name);
         for resource in [Resource::Services, Resource::ServiceExports, Resource::EndpointSlices] {
-            for cached in mirror.entries(resource) {
-                self.writer.delete(cached.key);
+            // What an earlier leader mirrored, and this one could not read, is no younger.
+            let left = self.section(resource).keys();
+            for key in mirror.entries(resource).map(|cached| cached.key).chain(left) {
+                self.writer.delete(key);
             }
         }
         self.flush().await;
@@ -428,7 +444,10 @@ impl Peer {
         }
         self.view.send_modify(|view| view.written.clear());
         self.flush().await;
-        mirror.clear();
+        // A store that follows etcd need not show all of it yet.
+        for key in mirror.clear() {
+            self.writer.delete(key);
+        }
         for resource in Resource::ALL {
             let section = self.section(resource);
             tokio::select! {
@@ -459,6 +478,11 @@ impl Peer {
     fn described(&self) -> Option<ClusterConfig> {
         let value = self.writer.value(&Key::ClusterConfig(self.name.clone()).to_bytes())?;
         ClusterConfig::decode(&value).ok()
+    }
+
+    /// Waits until a section is in the own store whole, or for the shutdown. Whether it is.
+    async fn finish_initial(&self, section: &SectionWriter) -> bool {
+        self.shutdown.run_until_cancelled(section.finish_initial()).await.is_some()
     }
 
     /// Waits until the own store has taken everything, or for the shutdown.

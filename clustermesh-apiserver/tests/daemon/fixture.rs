@@ -505,7 +505,7 @@ async fn ask(stream: impl AsyncRead + AsyncWrite, path: &str) -> (u16, String) {
 
 /// A real etcd, in memory as far as the system lets it, on loopback.
 pub(crate) struct Etcd {
-    _child: Child,
+    child: Child,
     address: SocketAddr,
     _folder: TempDir,
 }
@@ -532,12 +532,26 @@ impl Etcd {
             .expect("etcd (Debian: etcd-server) is installed");
         until("etcd listens", async || TcpStream::connect(client).await.map(drop).map_err(|e| e.to_string()))
             .await;
-        Self { _child: child, address: client, _folder: folder }
+        Self { child, address: client, _folder: folder }
     }
 
     pub(crate) fn client_config(&self, mesh: &Mesh) -> String {
         let path = mesh.path().join("etcd.yaml");
         std::fs::write(&path, format!("endpoints:\n- http://{}\n", self.address)).unwrap();
         path.display().to_string()
+    }
+
+    /// The lease that a key is held by; none if it is not there.
+    pub(crate) async fn lease_of(&self, key: &str) -> Option<i64> {
+        let endpoint = format!("http://{}", self.address);
+        let client = etcd_client::Client::connect([endpoint], None).await.unwrap();
+        let found = client.kv_client().get(key, None).await.unwrap();
+        found.kvs().first().map(etcd_client::KeyValue::lease)
+    }
+
+    /// Lets it stand still for ever, as one that has lost its disk does.
+    pub(crate) fn stop(&self) {
+        let pid = self.child.id().expect("running").to_string();
+        assert!(StdCommand::new("kill").args(["-STOP", &pid]).status().unwrap().success());
     }
 }

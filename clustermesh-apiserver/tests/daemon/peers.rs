@@ -163,7 +163,7 @@ async fn a_cluster_reads_from_one_that_only_lets_it_in_and_is_believed_about_its
     beta_daemon.terminate().await;
 }
 
-async fn admin_of(cluster: &Cluster, mesh: &Mesh, daemon: &Daemon) -> Mounted {
+pub(crate) async fn admin_of(cluster: &Cluster, mesh: &Mesh, daemon: &Daemon) -> Mounted {
     until("a person's certificate is there", async || {
         match cluster.entry(ADMIN_CERT_SECRET, "ca.crt").await {
             Some(_) => Ok(cluster.mounted(mesh, ADMIN_CERT_SECRET).await),
@@ -175,7 +175,7 @@ async fn admin_of(cluster: &Cluster, mesh: &Mesh, daemon: &Daemon) -> Mounted {
 
 /// Makes `peer` known to `cluster`: its authorities as it publishes them, and where its gateway is. Without one it is only
 /// let in.
-async fn tell(cluster: &Cluster, peer: &Cluster, gateway: Option<&Daemon>) {
+pub(crate) async fn tell(cluster: &Cluster, peer: &Cluster, gateway: Option<&Daemon>) {
     let info = until("the peer publishes what others must know", async || {
         let map = peer.own::<ConfigMap>().get_opt(CLUSTER_INFO).await.unwrap().ok_or("absent")?;
         ClusterInfo::parse(&map).map_err(|error| error.to_string())

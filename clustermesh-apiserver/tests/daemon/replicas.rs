@@ -4,6 +4,7 @@ use isthmus_crds::names::{ADMIN_CERT_SECRET, LEASE, SERVER_CERT_SECRET};
 use k8s_openapi::api::coordination::v1::Lease;
 
 use crate::fixture::{Cluster, Daemon, Etcd, Mesh, Mounted, until};
+use crate::peers::{admin_of, tell};
 
 /// A lease that a leader does not lose to a machine that has no time for it, and that others need not wait for long.
 pub(crate) const LEASE_FLAGS: [&str; 2] = ["--leader-elect-lease-duration", "8s"];
@@ -136,6 +137,75 @@ async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_mea
     assert!(alpha.entry(SERVER_CERT_SECRET, "tls.crt").await.is_some());
     paused.terminate().await;
     replicas.pop().unwrap().terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_one_etcd_the_next_leader_stands_behind_what_was_mirrored_of_a_peer_that_is_out_of_reach() {
+    let mesh = Mesh::new();
+    let etcd = Etcd::start().await;
+    let (alpha, beta) = tokio::join!(Cluster::start("alpha", 1), Cluster::start("beta", 2));
+    beta.global_service("app", "echo", &["10.2.0.7"]).await;
+    let config = etcd.client_config(&mesh);
+    let flags = [&LEASE_FLAGS[..], &["--store", "etcd", "--etcd-config", &config]].concat();
+    let first = Daemon::replica(&mesh, &alpha, "r0", &flags).await;
+    let beta_daemon = Daemon::replica(&mesh, &beta, "b0", &[]).await;
+    first.ready_within_deadline().await;
+    beta_daemon.ready_within_deadline().await;
+    tell(&alpha, &beta, Some(&beta_daemon)).await;
+    tell(&beta, &alpha, None).await;
+    let mirrored = [
+        "cilium/cache/services/v1/beta/app/echo",
+        "cilium/cluster-config/beta",
+        "cilium/synced/beta/cilium/cache/services/v1",
+    ];
+    let mut before = Vec::new();
+    for key in mirrored {
+        before.push(
+            until("beta is mirrored", async || etcd.lease_of(key).await.ok_or_else(|| first.log())).await,
+        );
+    }
+
+    beta_daemon.kill().await;
+    first.kill().await;
+    let next = Daemon::replica(&mesh, &alpha, "r1", &flags).await;
+    next.ready_within_deadline().await;
+    for (key, before) in mirrored.into_iter().zip(before) {
+        until("it is held by who leads now", async || match etcd.lease_of(key).await {
+            Some(now) if now != before => Ok(()),
+            other => Err(format!("{key}: {other:x?}, before {before:x}\n{}", next.log())),
+        })
+        .await;
+    }
+    let admin = admin_of(&alpha, &mesh, &next).await;
+    assert!(next.read(&admin, mirrored[0]).unwrap().contains("10.2.0.7"));
+    next.terminate().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_ends_although_its_etcd_takes_nothing_of_the_peer_that_it_is_reading() {
+    let mesh = Mesh::new();
+    let etcd = Etcd::start().await;
+    let (alpha, beta) = tokio::join!(Cluster::start("alpha", 1), Cluster::start("beta", 2));
+    beta.global_service("app", "echo", &["10.2.0.7"]).await;
+    let config = etcd.client_config(&mesh);
+    let alpha_daemon =
+        Daemon::replica(&mesh, &alpha, "r0", &["--store", "etcd", "--etcd-config", &config]).await;
+    let beta_daemon = Daemon::replica(&mesh, &beta, "b0", &[]).await;
+    alpha_daemon.ready_within_deadline().await;
+    beta_daemon.ready_within_deadline().await;
+    etcd.stop();
+    tell(&beta, &alpha, None).await;
+    tell(&alpha, &beta, Some(&beta_daemon)).await;
+    until("beta is being read", async || {
+        let status = alpha_daemon.status().await;
+        match status.peers.first() {
+            Some(peer) if peer.connected && peer.cluster_id.is_some() => Ok(()),
+            other => Err(format!("{other:#?}\n{}", alpha_daemon.log())),
+        }
+    })
+    .await;
+    alpha_daemon.terminate().await;
+    beta_daemon.terminate().await;
 }
 
 async fn start(mesh: &Mesh, cluster: &Cluster, more: &[&str]) -> Vec<Daemon> {

@@ -14,7 +14,7 @@ use std::{
 
 use futures::FutureExt as _;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use crate::writer::Exchanged;
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     config::ClientConfig,
     memory::{Limits, MemoryStore, Revision, StoreId},
     metrics::{ClientMetrics, Limiter},
-    writer::{DriverConfig, Queue, Writer, drive, limiter},
+    writer::{DriverConfig, Mark, Queue, Writer, drive, keep_for_the_next, limiter},
 };
 
 /// How etcd is used.
@@ -55,7 +55,8 @@ impl EtcdConfig {
     }
 }
 
-/// A store in etcd, followed. Dropping it ends that; what is in etcd stays until its leases run out.
+/// A store in etcd, followed. Dropping it ends that; what is in etcd stays until its leases run out. While it lives, the
+/// leases of what it has written are renewed until another writes in its place.
 #[derive(Debug)]
 pub struct EtcdEngine {
     store: MemoryStore,
@@ -66,16 +67,19 @@ pub struct EtcdEngine {
     report: watch::Sender<EtcdStatus>,
     status: watch::Receiver<EtcdStatus>,
     _tasks: JoinSet<()>,
+    /// Cancelled when this is dropped.
+    gone: CancellationToken,
+    _gone: DropGuard,
 }
 
 /// The time in which this process writes to etcd. Dropping it ends that at once: what waits to be written is forgotten,
-/// and what was written stays until its leases run out or the next writer takes it over.
+/// and what was written stays until the next writer takes it over, or until its leases run out after the engine is gone too.
 #[derive(Debug)]
 pub struct Term {
     writer: Writer,
     queue: Arc<Queue>,
     desk: Desk,
-    _driving: AbortOnDropHandle<()>,
+    _over: DropGuard,
 }
 
 impl Term {
@@ -164,7 +168,9 @@ impl EtcdEngine {
             session: Some(session),
         });
         tasks.spawn(until_the_end(report.clone(), "the following of etcd", following));
-        Self { store, driver, limiter, desk, report, status, _tasks: tasks }
+        let gone = CancellationToken::new();
+        let _gone = gone.clone().drop_guard();
+        Self { store, driver, limiter, desk, report, status, _tasks: tasks, gone, _gone }
     }
 
     /// Begins to write to etcd. Keys that are put are taken over from whoever wrote them before; what an earlier writer
@@ -174,16 +180,26 @@ impl EtcdEngine {
         let queue = Arc::new(Queue::new());
         let limiter = Arc::new(limiter());
         self.desk.put(&queue);
-        let driving = tokio::spawn({
+        let over = CancellationToken::new();
+        tokio::spawn({
             let (queue, driver, limiter) = (Arc::clone(&queue), self.driver.clone(), Arc::clone(&limiter));
-            let driving = async move { drive(&queue, &driver, &limiter).await };
-            until_the_end(self.report.clone(), "the writing to etcd", driving)
+            let (store, over, report) = (self.store.clone(), over.clone(), self.report.clone());
+            let life = async move {
+                let mark = Mark::new();
+                // Apart, for both are large, and there is one at a time.
+                let driving = Box::pin(drive(&queue, &driver, &limiter, &mark));
+                let driving = until_the_end(report, "the writing to etcd", driving);
+                if over.run_until_cancelled(driving).await.is_none() {
+                    Box::pin(keep_for_the_next(&queue, &driver, &limiter, &mark, &store)).await;
+                }
+            };
+            self.gone.clone().run_until_cancelled_owned(life)
         });
         Term {
             writer: Writer::etcd(self.store.clone(), Arc::clone(&queue), limiter),
             queue,
             desk: self.desk.clone(),
-            _driving: AbortOnDropHandle::new(driving),
+            _over: over.drop_guard(),
         }
     }
 
@@ -288,6 +304,8 @@ mod tests {
             report,
             status,
             _tasks: tasks,
+            gone: CancellationToken::new(),
+            _gone: CancellationToken::new().drop_guard(),
         }
     }
 

@@ -4,14 +4,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use etcd_client::{Compare, CompareOp, Error, PutOptions, Txn, TxnOp};
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep};
 
 use super::queue::{Queue, Work, Write};
 use crate::{
     backoff::Backoff,
     client::{RateLimiter, RateLimits, Resolver, Rounds, Session, SessionError, connect},
     config::ClientConfig,
-    memory::StoreId,
+    memory::{MemoryStore, StoreId},
     metrics::{Action, ClientMetrics, Scope},
 };
 
@@ -43,10 +43,15 @@ pub(crate) fn limiter() -> RateLimiter {
 }
 
 /// Works the queue off for as long as the etcd cluster is the right one; returns when it is another.
-pub(crate) async fn drive(queue: &Queue, config: &DriverConfig, limiter: &Arc<RateLimiter>) -> Exchanged {
+pub(crate) async fn drive(
+    queue: &Queue,
+    config: &DriverConfig,
+    limiter: &Arc<RateLimiter>,
+    mark: &Mark,
+) -> Exchanged {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut rounds = Rounds::default();
-    let mut turn = Turn { mark: format!("{:016x}", StoreId::random().0), taken: false };
+    let mut turn = Turn { mark, taken: false };
     loop {
         let error = match connect(&Resolver::system(), &config.client, &mut rounds).await {
             Err(error) => error.to_string(),
@@ -59,10 +64,9 @@ pub(crate) async fn drive(queue: &Queue, config: &DriverConfig, limiter: &Arc<Ra
                 match failure {
                     Failure::Exchanged(exchanged) => return exchanged,
                     Failure::Session(error) => error.to_string(),
-                    Failure::Superseded => {
-                        let error = "another replica writes to etcd; this one waits until it is told to end";
-                        tracing::warn!("{error}");
-                        queue.trouble(error.to_owned());
+                    superseded @ Failure::Superseded => {
+                        tracing::warn!("{superseded}");
+                        queue.trouble(superseded.to_string());
                         sleep(config.told_within).await;
                         // Whatever the other has written meanwhile is written over.
                         turn.taken = false;
@@ -91,24 +95,42 @@ pub struct Exchanged {
     pub is: String,
 }
 
+#[derive(Debug, thiserror::Error)]
 enum Failure {
-    Session(SessionError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error(transparent)]
     Exchanged(Exchanged),
-    /// Another writes.
+    #[error("another replica writes to etcd; this one waits until it is told to end")]
     Superseded,
 }
 
+/// What a writer puts under [`TURN`]: no two are alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark(String);
+
+impl Mark {
+    pub(crate) fn new() -> Self {
+        Self(format!("{:016x}", StoreId::random().0))
+    }
+
+    /// Whether it is still this writer's turn, as far as `store` has followed etcd.
+    fn is_in(&self, store: &MemoryStore) -> bool {
+        store.get(TURN.as_bytes()).is_some_and(|kv| kv.value == self.0.as_bytes())
+    }
+}
+
 /// See [`TURN`].
-struct Turn {
-    mark: String,
+struct Turn<'a> {
+    mark: &'a Mark,
     /// Taken once, and not again with another connection: it may have become another's meanwhile.
     taken: bool,
 }
 
-impl Turn {
+impl Turn<'_> {
     async fn take(&mut self, session: &Session) -> Result<(), SessionError> {
         if !self.taken {
-            let take = Txn::new().and_then([TxnOp::put(TURN, self.mark.as_str(), None)]);
+            let take = Txn::new().and_then([TxnOp::put(TURN, self.mark.0.as_str(), None)]);
             transaction(session, take).await.0?;
             self.taken = true;
         }
@@ -116,13 +138,7 @@ impl Turn {
     }
 
     fn own(&self) -> Compare {
-        Compare::value(TURN, CompareOp::Equal, self.mark.as_str())
-    }
-}
-
-impl From<SessionError> for Failure {
-    fn from(error: SessionError) -> Self {
-        Self::Session(error)
+        Compare::value(TURN, CompareOp::Equal, self.mark.0.as_str())
     }
 }
 
@@ -131,21 +147,11 @@ async fn write(
     queue: &Queue,
     session: &Session,
     config: &DriverConfig,
-    turn: &mut Turn,
+    turn: &mut Turn<'_>,
     backoff: &mut Backoff,
 ) -> Failure {
-    // Which cluster is it? Nothing is written to a wrong one.
-    if let Err(error) = session.get(&"cilium/.heartbeat".into()).await {
-        return error.into();
-    }
-    match session.cluster_id() {
-        Some(id) if id == config.cluster_id => {}
-        other => {
-            return Failure::Exchanged(Exchanged {
-                was: config.cluster_id,
-                is: format!("{:x}", other.unwrap_or_default()),
-            });
-        }
+    if let Err(failure) = is_the_right_one(session, config).await {
+        return failure;
     }
     if let Err(error) = turn.take(session).await {
         return error.into();
@@ -207,6 +213,18 @@ async fn write(
         }
     };
     error.into()
+}
+
+/// Which cluster is it? Nothing is written to a wrong one.
+async fn is_the_right_one(session: &Session, config: &DriverConfig) -> Result<(), Failure> {
+    session.get(&"cilium/.heartbeat".into()).await?;
+    match session.cluster_id() {
+        Some(id) if id == config.cluster_id => Ok(()),
+        other => Err(Failure::Exchanged(Exchanged {
+            was: config.cluster_id,
+            is: format!("{:x}", other.unwrap_or_default()),
+        })),
+    }
 }
 
 /// The batches in flight. Whatever ends the connection, and whoever notices first, they go back to the queue: whether
@@ -290,6 +308,43 @@ async fn grant(queue: &Queue, session: &Session, ttl: Duration) -> Result<(), Se
     session.check(lease.header())?;
     queue.add_lease(lease.id());
     Ok(())
+}
+
+/// Goes on renewing the leases of a writer that writes no more, until another one writes in its place, as far as `store` has
+/// followed etcd. Nobody may lead for longer than leases last, as while the Kubernetes API is away, and what was written
+/// is no less true for that: without its leases all of it would be gone.
+pub(crate) async fn keep_for_the_next(
+    queue: &Queue,
+    config: &DriverConfig,
+    limiter: &Arc<RateLimiter>,
+    mark: &Mark,
+    store: &MemoryStore,
+) {
+    let mut rounds = Rounds::default();
+    // The writer has renewed them within a third of their life, and etcd has been followed that far by then.
+    let period = config.lease_ttl / 6;
+    let mut due = interval_at(Instant::now() + period, period);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !queue.leases().is_empty() {
+        due.tick().await;
+        if !mark.is_in(store) {
+            return;
+        }
+        let renewed = async {
+            let connected = connect(&Resolver::system(), &config.client, &mut rounds).await;
+            let connected = connected.map_err(|error| error.to_string())?;
+            let session = Session::new(connected.client, Arc::clone(limiter), config.metrics.clone());
+            is_the_right_one(&session, config).await.map_err(|failure| failure.to_string())?;
+            for lease in queue.leases() {
+                renew(queue, &session, lease).await.map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        };
+        let renewed: Result<(), String> = renewed.await;
+        if let Err(error) = renewed {
+            tracing::warn!(%error, "the leases of what was written cannot be renewed; trying again");
+        }
+    }
 }
 
 /// Renews every lease in time, and those under suspicion at once. Returns when the connection fails.

@@ -18,7 +18,7 @@ use serde::Serialize;
 pub use self::backlog::Backlog;
 pub use self::driver::Exchanged;
 pub(crate) use self::{
-    driver::{DriverConfig, drive, limiter},
+    driver::{DriverConfig, Mark, drive, keep_for_the_next, limiter},
     queue::Queue,
 };
 pub use self::{keep::Kept, section::SectionWriter};

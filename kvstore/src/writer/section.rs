@@ -48,6 +48,22 @@ impl SectionWriter {
         self.writer.delete(key);
     }
 
+    /// The section's keys in the store, what an earlier run left too. On the etcd engine, as far as etcd has been followed.
+    pub fn keys(&self) -> Vec<Bytes> {
+        self.writer.keys_below(&self.section.directory())
+    }
+
+    /// Puts what an earlier run left of the section, its canary too, as it is: whoever left it renews its leases no more, and
+    /// it would go with them before it is known whether it should. What has not been put by itself by
+    /// [`SectionWriter::finish_initial`] is removed then all the same.
+    pub fn take_over(&self) {
+        for key in self.keys().into_iter().chain(self.section.canary.clone()) {
+            if let Some(value) = self.writer.value(&key) {
+                self.writer.put(key, value);
+            }
+        }
+    }
+
     /// Everything that the section shall hold has been put. Waits until it is in the store, removes what an earlier
     /// run left below the prefix, and then writes the canary, if the section has one. Called again, it only waits for
     /// what was put meanwhile and writes the canary again.
@@ -58,10 +74,7 @@ impl SectionWriter {
         self.writer.flush().await;
         let leftovers: Vec<Bytes> = match &*self.initial() {
             None => Vec::new(),
-            Some(initial) => {
-                let keys = self.writer.keys_below(&self.section.directory());
-                keys.into_iter().filter(|key| !initial.contains(key)).collect()
-            }
+            Some(initial) => self.keys().into_iter().filter(|key| !initial.contains(key)).collect(),
         };
         if !leftovers.is_empty() {
             tracing::info!(
@@ -91,7 +104,7 @@ impl SectionWriter {
             self.writer.delete(canary.clone());
         }
         self.writer.flush().await;
-        for key in self.writer.keys_below(&self.section.directory()) {
+        for key in self.keys() {
             self.writer.delete(key);
         }
         self.writer.flush().await;

@@ -147,3 +147,39 @@ async fn a_writer_that_panics_is_not_silent() {
     let end = tokio::time::timeout(wait::DEADLINE, engine.ended()).await.unwrap();
     assert_eq!(end, EtcdEnd::Stopped("the writing to etcd"));
 }
+
+#[tokio::test]
+async fn what_was_written_outlives_its_leases_while_nobody_writes_and_not_longer() {
+    let etcd = Etcd::start().await;
+    let config = || EtcdConfig { lease_ttl: Duration::from_secs(6), ..EtcdConfig::new(etcd.config()) };
+    let (engine, other) = (EtcdEngine::start(config()).await, EtcdEngine::start(config()).await);
+    let term = engine.begin_term();
+    term.writer().put("a", "1");
+    term.writer().flush().await;
+    let lease_of_a = async || {
+        let found = etcd.client().await.kv_client().get("a", None).await.unwrap();
+        found.kvs().first().map(etcd_client::KeyValue::lease)
+    };
+    let lives_for = async |lease| {
+        let client = etcd.client().await;
+        client.lease_client().time_to_live(lease, None).await.unwrap().ttl()
+    };
+    let lease = lease_of_a().await.unwrap();
+    drop(term);
+
+    // It would only grow shorter if nobody renewed it.
+    let mut least = i64::MAX;
+    wait::until("the lease of who writes no more is renewed", async || {
+        let left = lives_for(lease).await;
+        least = least.min(left);
+        left > least
+    })
+    .await;
+    assert_eq!(lease_of_a().await, Some(lease), "nothing is written");
+
+    let next = other.begin_term();
+    next.writer().put("a", "1");
+    next.writer().flush().await;
+    wait::until("the lease runs out, since another writes", async || lives_for(lease).await < 0).await;
+    assert!(lease_of_a().await.is_some_and(|now| now != lease), "it is held by who writes now");
+}

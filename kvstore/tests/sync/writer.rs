@@ -403,3 +403,37 @@ async fn a_writer_that_is_not_told_in_time_to_end_takes_over_from_the_other() {
     wait::until("the last is followed", async || value(first.store(), &key("c")).is_some()).await;
     assert_eq!(value(first.store(), &key("a")).as_deref(), Some("1"));
 }
+
+#[tokio::test]
+async fn what_an_earlier_run_left_can_be_stood_behind_before_it_is_known_whether_it_stays() {
+    let etcd = Etcd::start().await;
+    let leases = async || -> BTreeSet<i64> {
+        let all = Some(etcd_client::GetOptions::new().with_prefix());
+        let found = etcd.client().await.kv_client().get("cilium/", all).await.unwrap();
+        assert_eq!(found.kvs().len(), 3);
+        found.kvs().iter().map(etcd_client::KeyValue::lease).collect()
+    };
+    let write = async |engine: &EtcdEngine, names: &[&str]| {
+        let term = engine.begin_term();
+        let section = term.writer().section(nodes());
+        names.iter().for_each(|name| section.put(key(name), "1"));
+        section.finish_initial().await;
+    };
+    let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    write(&engine, &["stays", "goes"]).await;
+    let before = leases().await;
+    drop(engine);
+
+    let engine = EtcdEngine::start(EtcdConfig::new(etcd.config())).await;
+    let term = engine.begin_term();
+    let section = term.writer().section(nodes());
+    section.take_over();
+    term.writer().flush().await;
+    assert!(leases().await.is_disjoint(&before), "nothing goes with the leases of who is gone");
+    section.put(key("stays"), "1");
+    section.finish_initial().await;
+    wait::until("what was not put by itself is removed", async || {
+        keys(engine.store(), "cilium/state/") == BTreeSet::from([key("stays")])
+    })
+    .await;
+}
