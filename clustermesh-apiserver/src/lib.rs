@@ -9,6 +9,7 @@ pub mod exporter;
 pub mod flags;
 pub mod peering;
 pub mod pki;
+mod recorder;
 pub mod relay;
 pub mod status;
 pub mod tasks;

@@ -241,6 +241,21 @@ async fn an_api_that_is_down_takes_nothing_away_and_what_it_has_when_it_is_back_
     export.stop().await;
 }
 
+/// The first Event with this reason.
+async fn event(cluster: &Cluster, reason: &str) -> Event {
+    let events: Api<Event> = cluster.namespaced();
+    let found = async {
+        loop {
+            let listed = events.list(&ListParams::default()).await.expect("a list").items;
+            if let Some(event) = listed.into_iter().find(|event| event.reason.as_deref() == Some(reason)) {
+                return event;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), found).await.expect("an Event in time")
+}
+
 #[tokio::test]
 async fn a_bad_annotation_is_told_on_the_object_and_counted_and_the_rest_goes_on() {
     let cluster = Cluster::start().await;
@@ -255,19 +270,7 @@ async fn a_bad_annotation_is_told_on_the_object_and_counted_and_the_rest_goes_on
     prometheus_client::encoding::text::encode(&mut text, &export.registry).expect("metrics");
     assert!(text.contains(r#"isthmus_exporter_problems_total{reason="InvalidAnnotation"} 1"#), "{text}");
 
-    let events: Api<Event> = cluster.namespaced();
-    let found = tokio::time::timeout(Duration::from_secs(60), async {
-        loop {
-            let listed = events.list(&ListParams::default()).await.expect("a list").items;
-            if let Some(event) = listed.into_iter().next() {
-                return event;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("an Event in time");
-    assert_eq!(found.reason.as_deref(), Some("InvalidAnnotation"));
+    let found = event(&cluster, "InvalidAnnotation").await;
     let regarding = found.regarding.expect("an object");
     assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Service"), Some("echo")));
     assert!(found.note.expect("a note").contains("service.cilium.io/affinity"));
@@ -474,6 +477,9 @@ async fn a_policy_s_status_names_what_is_not_supported_and_takes_it_back_once_it
     api.patch("web", &PatchParams::default(), &Patch::Merge(better)).await.expect("patched");
     let idle = condition(&cluster, "True").await;
     assert!(idle["message"].as_str().expect("text").contains("selects no pod"), "{idle}");
+    let regarding = event(&cluster, "PolicySelectsNothing").await.regarding.expect("an object");
+    let uid = api.get("web").await.expect("the policy").metadata.uid;
+    assert_eq!(regarding.uid, uid, "kubectl describe shows no other Events");
     cluster.run_pod("echo-1", "echo", "10.244.0.7").await;
     let api = cilium_policies(&cluster);
     tokio::time::timeout(Duration::from_secs(60), async {

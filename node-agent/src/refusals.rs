@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use crate::policy::Refusal;
 use crate::reconcile::Looks;
 
+/// Longest `reportingInstance` of an Event that Kubernetes takes, in bytes. A node's name may be longer.
+const LONGEST_INSTANCE: usize = 128;
 /// How often the reconciler is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Between two rounds of requests.
@@ -157,8 +159,8 @@ struct Teller {
 
 impl Teller {
     fn new(client: Client, node: &str) -> Self {
-        let reporter =
-            Reporter { controller: "isthmus-node-agent".to_owned(), instance: Some(node.to_owned()) };
+        let instance = node[..node.floor_char_boundary(LONGEST_INSTANCE)].to_owned();
+        let reporter = Reporter { controller: "isthmus-node-agent".to_owned(), instance: Some(instance) };
         Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,

@@ -1,12 +1,13 @@
 //! Tells in Kubernetes Events, at the Secrets, what became of their certificates. Only the leader does.
 
 use k8s_openapi::api::core::v1::{ObjectReference, Secret};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType};
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
 
 use crate::election::Leadership;
 use crate::exporter::chain;
+use crate::recorder::Notes;
 use crate::tasks::Tasks;
 
 /// Events that wait. Whoever reads Events has the log too: what does not fit is left out.
@@ -31,17 +32,13 @@ impl Events {
         tasks: &Tasks,
     ) -> Self {
         let (waiting, mut events) = mpsc::channel::<(ObjectReference, Event)>(WAITING);
-        let reporter = Reporter {
-            controller: "isthmus-clustermesh-apiserver".to_owned(),
-            instance: Some(replica.to_owned()),
-        };
-        let recorder = Recorder::new(client, reporter);
+        let mut notes = Notes::new(client, Some(replica));
         tasks.spawn("the sending of Events about certificates", async move {
             while let Some((at, event)) = events.recv().await {
                 if !leadership.is_leading() {
                     continue;
                 }
-                if let Err(error) = recorder.publish(&event, &at).await {
+                if let Err(error) = notes.publish(&event, &at).await {
                     tracing::debug!("cannot record a Kubernetes Event: {}", chain(&error));
                 }
             }

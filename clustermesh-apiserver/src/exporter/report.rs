@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use isthmus_wire::local::PolicyKind;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::events::{Event, EventType};
 use kube::runtime::watcher;
+use kube::{Api, Client};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +19,7 @@ use super::problem::{Finding, Reason, Subject};
 use super::status::ExporterStatus;
 use super::translate::Counts;
 use crate::election::Leadership;
+use crate::recorder::Notes;
 
 /// Objects whose findings are remembered, so that each is told once. Beyond it they are told again on every change.
 const REMEMBERED: usize = 10_000;
@@ -220,7 +223,7 @@ pub(crate) async fn send_events(
     leadership: Leadership,
     shutdown: CancellationToken,
 ) {
-    let recorder = Recorder::new(client, "isthmus-clustermesh-apiserver".into());
+    let mut notes = Notes::new(client.clone(), None);
     while let Some(Some((subject, finding))) = shutdown.run_until_cancelled(findings.recv()).await {
         if !leadership.is_leading() {
             continue;
@@ -232,7 +235,8 @@ pub(crate) async fn send_events(
             action: "Export".to_owned(),
             secondary: None,
         };
-        let sent = shutdown.run_until_cancelled(recorder.publish(&event, &reference(subject))).await;
+        let send = async { notes.publish(&event, &reference(&client, subject).await).await };
+        let sent = shutdown.run_until_cancelled(send).await;
         match sent {
             None => return,
             Some(Err(error)) => tracing::debug!("cannot record a Kubernetes Event: {}", chain(&error)),
@@ -244,15 +248,32 @@ pub(crate) async fn send_events(
     }
 }
 
-fn reference(subject: Subject) -> k8s_openapi::api::core::v1::ObjectReference {
-    k8s_openapi::api::core::v1::ObjectReference {
+/// The object as Events name it. `kubectl describe` shows those alone that have its UID, so one that is not known is asked for.
+async fn reference(client: &Client, subject: Subject) -> ObjectReference {
+    let uid = match subject.uid.is_empty() {
+        true => uid(client, &subject).await,
+        false => Some(subject.uid),
+    };
+    ObjectReference {
         api_version: Some(subject.api_version.to_owned()),
         kind: Some(subject.kind.to_owned()),
         name: Some(subject.name.name.to_string()),
         namespace: Some(subject.name.namespace.to_string()).filter(|namespace| !namespace.is_empty()),
-        uid: Some(subject.uid).filter(|uid| !uid.is_empty()),
+        uid,
         ..Default::default()
     }
+}
+
+/// None if the object is gone, or may not be read: an Event without it is found by name.
+async fn uid(client: &Client, subject: &Subject) -> Option<String> {
+    let (group, version) = subject.api_version.split_once('/').unwrap_or(("", subject.api_version));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, subject.kind));
+    let api: Api<DynamicObject> = match subject.name.namespace.is_empty() {
+        true => Api::all_with(client.clone(), &resource),
+        false => Api::namespaced_with(client.clone(), &subject.name.namespace, &resource),
+    };
+    let found = api.get_metadata_opt(&subject.name.name).await;
+    found.ok().flatten().and_then(|object| object.metadata.uid)
 }
 
 fn bounded(mut text: String) -> String {

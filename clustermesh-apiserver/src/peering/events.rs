@@ -5,12 +5,13 @@ use std::time::Duration;
 use isthmus_crds::{ADMITTED, CONNECTED, ClusterPeer, ClusterPeerStatus, READY};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event, EventType};
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
 
 use super::conditions::bounded;
 use crate::exporter::chain;
+use crate::recorder::Notes;
 use crate::relay::{Origin, Refused};
 use crate::status::PeerCause;
 
@@ -36,9 +37,9 @@ pub(super) fn channel() -> (Queue, mpsc::Receiver<Told>) {
 
 /// Sends Events one by one, for ever. Failures do not matter.
 pub(super) async fn send(client: Client, mut queue: mpsc::Receiver<Told>) {
-    let recorder = Recorder::new(client, "isthmus-clustermesh-apiserver".into());
+    let mut notes = Notes::new(client, None);
     while let Some(Told { event, about }) = queue.recv().await {
-        match tokio::time::timeout(TIMEOUT, recorder.publish(&event, &about)).await {
+        match tokio::time::timeout(TIMEOUT, notes.publish(&event, &about)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("cannot record a Kubernetes Event: {}", chain(&error)),
             Err(_) => tracing::debug!("cannot record a Kubernetes Event: no answer"),

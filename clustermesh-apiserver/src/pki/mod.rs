@@ -4,6 +4,7 @@
 //! with what is issued here and the other way round. Keys are ECDSA P-256: every etcd client takes them.
 
 mod inspect;
+mod key;
 
 use std::fs;
 use std::io;
@@ -162,11 +163,10 @@ impl Authority {
                 "its certificate is not an authority's (basic constraints, CA:TRUE)",
             ));
         }
-        let pair = KeyPair::from_pem(key).map_err(|_| {
-            PkiError::NoAuthority(
-                "its key is not PKCS #8; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW",
-            )
-        })?;
+        let pair = key::key_pair(key, &read).ok_or(PkiError::NoAuthority(
+            "its key is of no kind that issues here: RSA from 2048 bits on, or ECDSA on P-256 or P-384, complete with its \
+             public part (openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW adds that)",
+        ))?;
         let der = CertificateDer::from(read.der().to_vec());
         let issuer = Issuer::from_ca_cert_der(&der, pair)
             .map_err(|source| PkiError::Issue { name: read.common_name.clone(), source })?;

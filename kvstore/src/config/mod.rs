@@ -6,10 +6,14 @@
 //! trusted-ca-file: /var/lib/cilium/clustermesh/common-etcd-client-ca.crt
 //! key-file: /var/lib/cilium/clustermesh/common-etcd-client.key
 //! cert-file: /var/lib/cilium/clustermesh/common-etcd-client.crt
+//! cilium-host-aliases:
+//! - hostname: cluster2.mesh.cilium.io
+//!   ips: [192.0.2.10]
 //! ```
 //!
-//! Fields that are unknown here are ignored, as Go's etcd client ignores them. The certificate files are only named:
-//! they are read when a connection is made, so that a renewed certificate needs no restart.
+//! The last field is not etcd's: newer charts of Cilium write a peer's addresses there, older ones into the hosts file of
+//! their pods. Fields that are unknown here are ignored, as Go's etcd client ignores them. The certificate files are only
+//! named: they are read when a connection is made, so that a renewed certificate needs no restart.
 
 mod identity;
 
@@ -266,7 +270,7 @@ impl ClientConfig {
             identity,
             password,
             server_name: None,
-            addresses: BTreeMap::new(),
+            addresses: file.host_aliases.map(HostAliases::addresses).transpose()?.unwrap_or_default(),
         })
     }
 }
@@ -291,6 +295,54 @@ struct File {
     username: Option<String>,
     #[serde(default)]
     password: Option<String>,
+    #[serde(default, rename = "cilium-host-aliases")]
+    host_aliases: Option<HostAliases>,
+}
+
+/// Names that are not to be looked up. Cilium's chart has written both.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "`cilium-host-aliases` lists entries of a `hostname` and its `ips`, all of them addresses"
+)]
+enum HostAliases {
+    Listed(Vec<HostAlias>),
+    ByName(BTreeMap<String, Addresses>),
+}
+
+#[derive(Deserialize)]
+struct HostAlias {
+    hostname: String,
+    ips: Vec<IpAddr>,
+}
+
+#[derive(Deserialize)]
+struct Addresses {
+    ips: Vec<IpAddr>,
+}
+
+impl HostAliases {
+    /// What is refused is what Cilium's own reader refuses.
+    fn addresses(self) -> Result<BTreeMap<String, Vec<IpAddr>>, ConfigError> {
+        let all: Vec<(String, Vec<IpAddr>)> = match self {
+            Self::Listed(aliases) => aliases.into_iter().map(|alias| (alias.hostname, alias.ips)).collect(),
+            Self::ByName(aliases) => aliases.into_iter().map(|(name, of)| (name, of.ips)).collect(),
+        };
+        let mut addresses = BTreeMap::new();
+        for (hostname, ips) in all {
+            if hostname.is_empty() || ips.is_empty() {
+                return Err(ConfigError::Field(
+                    "an entry of `cilium-host-aliases` has no hostname or no ips; give both, or leave it out",
+                ));
+            }
+            if addresses.insert(hostname.to_ascii_lowercase(), ips).is_some() {
+                return Err(ConfigError::Field(
+                    "`cilium-host-aliases` has two entries for one hostname; put all of its ips in one",
+                ));
+            }
+        }
+        Ok(addresses)
+    }
 }
 
 /// Go reads an empty string as "not given".
@@ -327,6 +379,38 @@ cert-file: /var/lib/cilium/clustermesh/common-etcd-client.crt
             }))
         );
         assert_eq!(config.trusted_ca, Some(Pem::File(directory.join("common-etcd-client-ca.crt"))));
+        assert!(config.addresses.is_empty());
+    }
+
+    #[test]
+    fn addresses_that_cilium_writes_into_the_file_are_used_instead_of_dns() {
+        let listed = "\
+cilium-host-aliases:
+- hostname: Cluster2.mesh.cilium.io
+  ips: [192.0.2.10, \"2001:db8::1\"]
+";
+        let by_name = "\
+cilium-host-aliases:
+  cluster2.mesh.cilium.io:
+    ips:
+      - 192.0.2.10
+      - 2001:db8::1
+";
+        let wanted = ["192.0.2.10", "2001:db8::1"].map(|ip| ip.parse().unwrap()).to_vec();
+        for aliases in [listed, by_name] {
+            let config = ClientConfig::parse(&format!("{PEER}{aliases}")).unwrap();
+            let host = &config.endpoints[0].host;
+            assert_eq!(config.addresses, BTreeMap::from([(host.clone(), wanted.clone())]), "{aliases}");
+        }
+        assert!(ClientConfig::parse(&format!("{PEER}cilium-host-aliases:\n")).unwrap().addresses.is_empty());
+        for bad in
+            ["- {hostname: a, ips: []}", "- {hostname: '', ips: [192.0.2.1]}", "- {hostname: a, ips: [b]}"]
+        {
+            let text = error(&format!("{PEER}cilium-host-aliases:\n{bad}\n"));
+            assert!(text.contains("cilium-host-aliases"), "{text}");
+        }
+        let one = "- {hostname: a, ips: [192.0.2.1]}\n";
+        assert!(error(&format!("{PEER}cilium-host-aliases:\n{one}{one}")).contains("two entries"));
     }
 
     #[test]

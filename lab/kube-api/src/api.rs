@@ -206,7 +206,9 @@ impl Api {
             (None, "get") => self.get(request),
             (None, "create") if request.name.is_none() => self.create(request, incoming),
             (None | Some("status"), "update") if self.has_status(request) => self.replace(request, incoming),
-            (None | Some("status"), "patch") if self.has_status(request) => self.patch(request, incoming),
+            (None | Some("status"), "patch") if self.has_status(request) => {
+                self.patch(request, user, incoming)
+            }
             (Some("status"), "get") if self.has_status(request) => self.get(request),
             (None, "delete") => self.delete(request, incoming),
             (None, "deletecollection") => self.delete_collection(request, incoming),

@@ -1,8 +1,11 @@
 //! What single kinds demand beyond their schema. Everything that is not here is the same for all kinds.
 
 pub(crate) mod crds;
+mod data;
+mod events;
 mod pods;
 pub(crate) mod services;
+mod structural;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -129,10 +132,10 @@ pub(crate) fn prepare_create(state: &State, resource: &Resource, object: &mut Va
             namespace_label(object);
             Vec::new()
         }
-        ("", "secrets") => {
-            secret_data(object);
-            Vec::new()
-        }
+        ("", "secrets") => data::secret(object, None),
+        ("", "configmaps") => data::config_map(object, None),
+        ("" | "events.k8s.io", "events") => events::check(resource, object, None),
+        ("coordination.k8s.io", "leases") => lease(object),
         ("apps", _) => pods::prepare_workload(object),
         ("discovery.k8s.io", "endpointslices") => services::check_slice(object),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
@@ -169,10 +172,10 @@ pub(crate) fn prepare_update(
             new["spec"] = old["spec"].clone();
             Vec::new()
         }
-        ("", "secrets") => {
-            secret_data(new);
-            immutable(old, new, &["/type"])
-        }
+        ("", "secrets") => data::secret(new, Some(old)),
+        ("", "configmaps") => data::config_map(new, Some(old)),
+        ("" | "events.k8s.io", "events") => events::check(resource, new, Some(old)),
+        ("coordination.k8s.io", "leases") => lease(new),
         ("apps", _) => {
             let mut causes = pods::prepare_workload(new);
             causes.extend(immutable(old, new, &["/spec/selector"]));
@@ -317,15 +320,20 @@ fn default_service_account(state: &mut State, namespace: &Value) {
     }
 }
 
-/// `stringData` is a convenience for writers: it becomes `data`.
-fn secret_data(secret: &mut Value) {
-    use base64::Engine as _;
-    let plain = secret.get("stringData").cloned().unwrap_or_default();
-    forget(secret, "stringData");
-    for (key, text) in plain.as_object().into_iter().flatten() {
-        let bytes = text.as_str().unwrap_or_default();
-        secret["data"][key] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
-    }
+/// What is wrong with a Lease.
+fn lease(lease: &Value) -> Vec<Cause> {
+    let spec = &lease["spec"];
+    let limits = [
+        ("leaseDurationSeconds", 1, "greater than 0"),
+        ("leaseTransitions", 0, "greater than or equal to 0"),
+    ];
+    let broken =
+        limits.into_iter().filter(|(field, least, _)| spec[field].as_i64().is_some_and(|n| n < *least));
+    broken
+        .map(|(field, _, rule)| {
+            Cause::invalid(format!("spec.{field}"), &spec[field], &format!("must be {rule}"))
+        })
+        .collect()
 }
 
 fn subject_groups(binding: &mut Value) {

@@ -183,7 +183,7 @@ fn scalar_value(scalar: Scalar, wire: &Wire<'_>) -> Result<Option<Value>, String
             }
             if is_text { json!(string) } else { json!(number) }
         }
-        (Scalar::Time, Wire::Bytes(bytes)) => {
+        (Scalar::Time | Scalar::MicroTime, Wire::Bytes(bytes)) => {
             if bytes.is_empty() {
                 return Ok(None);
             }
@@ -196,7 +196,11 @@ fn scalar_value(scalar: Scalar, wire: &Wire<'_>) -> Result<Option<Value>, String
                 }
             }
             let time = DateTime::from_timestamp(seconds, nanos).ok_or("a time is out of range")?;
-            let format = if nanos == 0 { SecondsFormat::Secs } else { SecondsFormat::Micros };
+            let format = match scalar {
+                Scalar::MicroTime => SecondsFormat::Micros,
+                _ if nanos == 0 => SecondsFormat::Secs,
+                _ => SecondsFormat::Micros,
+            };
             json!(time.to_rfc3339_opts(format, true))
         }
         _ => return Err(misfit("a field")),

@@ -38,6 +38,8 @@ pub(crate) struct Node {
     /// Replaced as a whole by patches and owned as a whole by field managers.
     pub(crate) atomic: bool,
     pub(crate) nullable: bool,
+    /// Of a custom resource, whose schema is all there is to say: nothing is filled in beyond it.
+    pub(crate) strict: bool,
     pub(crate) default: Option<Value>,
     pub(crate) rules: Rules,
 }
@@ -72,6 +74,8 @@ pub(crate) enum Scalar {
     Quantity,
     /// RFC 3339.
     Time,
+    /// RFC 3339 with six digits behind the second, no more and no less.
+    MicroTime,
     /// Base64.
     Bytes,
 }
@@ -106,6 +110,7 @@ static ANY: Node = Node {
     shape: Shape::Any,
     atomic: false,
     nullable: false,
+    strict: false,
     default: None,
     rules: Rules {
         one_of: Vec::new(),
@@ -136,6 +141,13 @@ impl Schema {
         root["properties"]["metadata"] = serde_json::json!({ "$ref": builtin::OBJECT_META });
         let mut builder = Builder::new(builtin::definitions(), true);
         let root = builder.node(&root, 0)?;
+        Ok(Self { types: Arc::new(builder.nodes), root })
+    }
+
+    /// The schema of a part of a custom resource.
+    pub(crate) fn of_part(schema: &Value) -> Result<Self, String> {
+        let mut builder = Builder::new(builtin::definitions(), true);
+        let root = builder.node(schema, 0)?;
         Ok(Self { types: Arc::new(builder.nodes), root })
     }
 
@@ -280,6 +292,8 @@ impl<'d> Builder<'d> {
             Shape::Any
         } else if name.ends_with(".Quantity") {
             Shape::Scalar(Scalar::Quantity)
+        } else if name.ends_with(".MicroTime") {
+            Shape::Scalar(Scalar::MicroTime)
         } else if flag("x-kubernetes-int-or-string") {
             Shape::Scalar(Scalar::IntOrString)
         } else {
@@ -308,6 +322,7 @@ impl<'d> Builder<'d> {
             shape,
             atomic,
             nullable: flag("nullable"),
+            strict: self.custom,
             default: schema.get("default").cloned(),
             rules: Rules {
                 one_of: schema.get("enum").and_then(Value::as_array).cloned().unwrap_or_default(),

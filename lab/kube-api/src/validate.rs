@@ -68,6 +68,18 @@ pub fn label_value(text: &str) -> Option<String> {
     (!text.is_empty() && !is_label_text(text)).then(|| VALUE.into())
 }
 
+/// A key of a Secret or ConfigMap, which is the name of a file where it is mounted.
+pub fn data_key(text: &str) -> Option<String> {
+    if text.len() > 253 {
+        return Some("must be no more than 253 characters".into());
+    }
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if text.is_empty() || !text.bytes().all(fits) {
+        return Some("a valid config key must consist of alphanumeric characters, '-', '_' or '.'".into());
+    }
+    (text == "." || text.starts_with("..")).then(|| "must not be '.' or start with '..'".into())
+}
+
 /// `metadata` of any object.
 pub fn metadata(resource: &Resource, object: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();

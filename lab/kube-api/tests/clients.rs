@@ -460,7 +460,7 @@ async fn users_may_do_what_their_roles_say() {
     use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
     let roles: Api<Role> = Api::default_namespaced(admin.clone());
     roles.create(&PostParams::default(), &parse(role)).await.expect("created");
-    let bindings: Api<RoleBinding> = Api::default_namespaced(admin);
+    let bindings: Api<RoleBinding> = Api::default_namespaced(admin.clone());
     bindings.create(&PostParams::default(), &parse(binding)).await.expect("created");
     within("the role to work", async {
         while maps.list(&ListParams::default()).await.is_err() {
@@ -469,6 +469,28 @@ async fn users_may_do_what_their_roles_say() {
     })
     .await;
     assert_eq!(code_of(maps.create(&PostParams::default(), &map("m", "1")).await), 403);
+    // Whoever may change and not make may apply to what is there alone.
+    let changer = json!([
+        { "op": "add", "path": "/rules/-", "value":
+            { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["patch"] } },
+    ]);
+    let changer = Patch::<()>::Json(serde_json::from_value(changer).expect("a patch"));
+    roles.patch("reader", &PatchParams::default(), &changer).await.expect("patched");
+    let there = default_maps(&cluster.admin().await);
+    there.create(&PostParams::default(), &map("there", "1")).await.expect("created");
+    let applied = async |name: &str| {
+        let config = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
+        maps.patch(name, &PatchParams::apply("reader"), &Patch::Apply(config)).await
+    };
+    within("the right to work", async {
+        while applied("there").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = applied("m").await.expect_err("it is not there");
+    assert_eq!(code(&refused), 403);
+    assert!(refused.to_string().contains("cannot create resource"), "{refused}");
     let everywhere: Api<ConfigMap> = Api::all(reader);
     assert_eq!(code_of(everywhere.list(&ListParams::default()).await), 403);
     cluster.stop().await;
@@ -498,6 +520,158 @@ async fn unreadable_requests_are_answered_with_a_status() {
     assert_eq!(get("/api/v1/configmaps?limit=x").await, 400);
     assert_eq!(get("/api/v1/configmaps?continue=x").await, 400);
     assert_eq!(get("/apis/nothing/v1/x").await, 404);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_well_formed_is_refused() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin().await;
+    let in_default = |path: &str, plural: &str| format!("/{path}/namespaces/default/{plural}");
+    let events = in_default("apis/events.k8s.io/v1", "events");
+    let leases = in_default("apis/coordination.k8s.io/v1", "leases");
+    let (secrets, maps) = (in_default("api/v1", "secrets"), in_default("api/v1", "configmaps"));
+    let daemons = in_default("apis/apps/v1", "daemonsets");
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions".to_owned();
+    let event = json!({
+        "metadata": { "name": "e" }, "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal",
+        "regarding": { "kind": "ConfigMap", "namespace": "default", "name": "m" },
+        "reportingController": "example.com/c", "reportingInstance": "c-0", "action": "Do", "reason": "Done",
+    });
+    let lease = json!({ "metadata": { "name": "l" }, "spec": { "leaseDurationSeconds": 15 } });
+    let secret = json!({
+        "metadata": { "name": "s" }, "type": "kubernetes.io/tls", "stringData": { "tls.crt": "", "tls.key": "" },
+    });
+    let map = json!({ "metadata": { "name": "m" }, "data": { "a.b_c-d": "" } });
+    let daemon = json!({
+        "metadata": { "name": "d" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "d" } },
+            "template": {
+                "metadata": { "labels": { "app": "d" } },
+                "spec": {
+                    "hostNetwork": true,
+                    "volumes": [{ "name": "v", "emptyDir": {} }],
+                    "containers": [{
+                        "name": "c", "image": "i",
+                        "ports": [{ "containerPort": 80, "hostPort": 80 }],
+                        "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
+                        "livenessProbe": { "tcpSocket": { "port": 80 } },
+                        "securityContext": { "allowPrivilegeEscalation": false },
+                    }],
+                },
+            },
+        },
+    });
+    let container = "/spec/template/spec/containers/0";
+    let widgets = serde_json::to_value(widgets()).expect("JSON");
+    let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+    let (of_container, of_schema) =
+        (|field: &str| format!("{container}{field}"), |field: &str| format!("{schema}{field}"));
+    // What is well-formed, where it goes, and what makes it ill-formed.
+    let cases: Vec<(&str, &Value, &str, Value, u16)> = vec![
+        (&events, &event, "/action", json!(""), 422),
+        (&events, &event, "/reason", json!("x".repeat(129)), 422),
+        (&events, &event, "/note", json!("x".repeat(1025)), 422),
+        (&events, &event, "/type", json!("Bad"), 422),
+        (&events, &event, "/eventTime", json!("2026-01-01T00:00:00Z"), 400),
+        (&leases, &lease, "/spec/leaseDurationSeconds", json!(0), 422),
+        (&leases, &lease, "/spec/leaseTransitions", json!(-1), 422),
+        (&leases, &lease, "/spec/renewTime", json!("2026-01-01T00:00:00.123456789Z"), 400),
+        (&secrets, &secret, "/stringData", json!({ "tls.crt": "" }), 422),
+        (&secrets, &secret, "/stringData/a~1b", json!(""), 422),
+        (&secrets, &secret, "/stringData/large", json!("x".repeat(1024 * 1024 + 1)), 422),
+        (&secrets, &secret, "/type", json!("kubernetes.io/service-account-token"), 422),
+        (&maps, &map, "/data/..x", json!(""), 422),
+        (&maps, &map, "/data/large", json!("x".repeat(1024 * 1024 + 1)), 422),
+        (&daemons, &daemon, "/spec/template/spec/volumes/0/name", json!("w"), 422),
+        (&daemons, &daemon, "/spec/template/spec/restartPolicy", json!("Never"), 422),
+        (
+            &daemons,
+            &daemon,
+            "/spec/updateStrategy",
+            json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0 } }),
+            422,
+        ),
+        (&daemons, &daemon, &of_container("/ports/0/hostPort"), json!(81), 422),
+        (&daemons, &daemon, &of_container("/volumeMounts/0/mountPropagation"), json!("Bidirectional"), 422),
+        (&daemons, &daemon, &of_container("/livenessProbe"), json!({ "periodSeconds": 1 }), 422),
+        (&daemons, &daemon, &of_container("/livenessProbe/successThreshold"), json!(2), 422),
+        (&daemons, &daemon, &of_container("/securityContext/privileged"), json!(true), 422),
+        (&definitions, &widgets, &of_schema("/properties/color"), json!({}), 422),
+        (&definitions, &widgets, &of_schema("/properties/color/default"), json!(1), 422),
+        (&definitions, &widgets, &of_schema("/properties/color/uniqueItems"), json!(true), 422),
+        (&definitions, &widgets, &of_schema("/additionalProperties"), json!({ "type": "string" }), 422),
+        (
+            &definitions,
+            &widgets,
+            &of_schema("/anyOf"),
+            json!([{ "properties": { "x": { "minLength": 1 } } }]),
+            422,
+        ),
+        (
+            &definitions,
+            &widgets,
+            "/spec/versions/0/additionalPrinterColumns",
+            json!([{ "name": "Size", "type": "number", "jsonPath": "spec.size" }]),
+            422,
+        ),
+    ];
+    let post = async |path: &str, object: &Value| {
+        let request = http::Request::post(format!("{path}?dryRun=All"))
+            .header("content-type", "application/json")
+            .body(object.to_string().into_bytes())
+            .expect("a request");
+        client.request_text(request).await
+    };
+    for (path, good, field, bad, code) in cases {
+        let mut object = good.clone();
+        post(path, &object).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+        let (parent, name) = field.rsplit_once('/').expect("a pointer");
+        let name = name.replace("~1", "/");
+        let parent = object.pointer_mut(parent).unwrap_or_else(|| panic!("{parent}"));
+        parent[name.as_str()] = bad;
+        let refused = post(path, &object).await.map(drop).expect_err(field);
+        assert_eq!(self::code(&refused), code, "{path} {field}: {refused}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_custom_resource_has_all_that_its_definition_requires_also_in_its_status() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin().await;
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let mut definition = serde_json::to_value(widgets()).expect("JSON");
+    let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    schema["status"]["required"] = json!(["ready"]);
+    schema["spec"]["properties"]["parts"] = json!({ "type": "array", "items": { "type": "string" } });
+    schema["spec"]["required"] = json!(["size", "parts"]);
+    definitions.create(&PostParams::default(), &parse(definition)).await.expect("created");
+    let resource = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("example.com", "v1", "Widget"));
+    let widgets: Api<DynamicObject> = Api::namespaced_with(client, "default", &resource);
+    within("the definition to be served", async {
+        while widgets.list(&ListParams::default()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let widget = |spec: Value| {
+        parse(
+            json!({ "apiVersion": "example.com/v1", "kind": "Widget", "metadata": { "name": "w" }, "spec": spec }),
+        )
+    };
+    let params = PostParams::default();
+    assert_eq!(
+        code_of(widgets.create(&params, &widget(json!({ "size": 1 }))).await),
+        422,
+        "a list is not made up"
+    );
+    widgets.create(&params, &widget(json!({ "size": 1, "parts": [] }))).await.expect("created");
+    let status = |status: Value| Patch::Merge(json!({ "status": status }));
+    let patch = PatchParams::default();
+    assert_eq!(code_of(widgets.patch_status("w", &patch, &status(json!({ "other": 1 }))).await), 422);
+    widgets.patch_status("w", &patch, &status(json!({ "ready": true }))).await.expect("patched");
     cluster.stop().await;
 }
 

@@ -68,6 +68,11 @@ impl<'a> Pod<'a> {
         all.map(|value| Container { at: format!("{}/{}", self.at, text(&value["name"])), value }).collect()
     }
 
+    /// Where it is made.
+    pub(super) fn namespace(&self) -> &'a str {
+        text(&self.owner["metadata"]["namespace"])
+    }
+
     /// The names that a container may mount.
     pub(super) fn volumes(&self) -> Vec<&'a str> {
         let claimed = list(&self.owner["spec"]["volumeClaimTemplates"]).map(name);

@@ -1,4 +1,5 @@
-//! Containers have the rights that they need and no others, run an image that is named, and ask for what they use.
+//! Containers have the rights that they need and no others, run an image that is named, and ask for what they use; and
+//! their pods may have the priority that they ask for.
 
 use serde_json::{Value, json};
 
@@ -30,7 +31,27 @@ const ON_THE_NODE: [(&str, &str); 3] = [
 ];
 
 pub(super) fn check(objects: &Objects) -> Vec<Finding> {
-    objects.pods().iter().flat_map(check_pod).collect()
+    objects
+        .pods()
+        .iter()
+        .flat_map(|pod| check_pod(pod).into_iter().chain(check_priority(pod, objects)))
+        .collect()
+}
+
+/// Clusters may admit the system's priorities only to namespaces with a quota for them, as GKE does:
+/// <https://kubernetes.io/docs/concepts/policy/resource-quotas/#limit-priority-class-consumption-by-default>
+fn check_priority(pod: &Pod<'_>, objects: &Objects) -> Option<Finding> {
+    let priority = text(&pod.spec["priorityClassName"]);
+    let is_admitted = |quota: &Value| {
+        let mut scopes = list(&quota["spec"]["scopeSelector"]["matchExpressions"]);
+        text(&quota["metadata"]["namespace"]) == pod.namespace()
+            && scopes.any(|scope| {
+                scope["scopeName"] == "PriorityClass"
+                    && list(&scope["values"]).any(|value| text(value) == priority)
+            })
+    };
+    let finding = || Finding::new(&pod.at, format!("no ResourceQuota of its namespace is for {priority}"));
+    (priority.starts_with("system-") && !objects.of("ResourceQuota").any(is_admitted)).then(finding)
 }
 
 fn check_pod(pod: &Pod<'_>) -> Vec<Finding> {
@@ -130,6 +151,10 @@ spec:
         resources: {requests: {cpu: 1m, memory: 1Mi}}
         securityContext:
           {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+---
+kind: ResourceQuota
+metadata: {name: y}
+spec: {scopeSelector: {matchExpressions: [{scopeName: PriorityClass, values: [system-cluster-critical]}]}}
 ";
 
     fn findings(yaml: &str) -> Vec<String> {
@@ -161,6 +186,8 @@ spec:
             ("        startupProbe: {exec: {command: [x]}}\n", "", "startupProbe"),
             ("        readinessProbe: {exec: {command: [x]}}\n", "", "readinessProbe"),
             ("      priorityClassName: system-cluster-critical\n", "", "priorityClassName"),
+            ("priorityClassName: system-cluster", "priorityClassName: system-node", "no ResourceQuota"),
+            ("metadata: {name: y}", "metadata: {name: y, namespace: z}", "no ResourceQuota"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let found = findings(&GOOD.replace(from, to));

@@ -4,13 +4,17 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::structural;
 use crate::api::{State, now};
 use crate::resource::{Resource, custom};
 use crate::status::Cause;
 use crate::store::Key;
+use crate::validate;
 
 const GROUP: &str = "apiextensions.k8s.io";
 const PLURAL: &str = "customresourcedefinitions";
+/// Groups of the project itself must say who has agreed to them.
+const APPROVED: &str = "api-approved.kubernetes.io";
 
 /// Completes a CRD, checks it, and says in its status that it is established.
 pub(super) fn prepare(state: &State, crd: &mut Value, old: Option<&Value>) -> Vec<Cause> {
@@ -62,12 +66,55 @@ fn check(state: &State, crd: &Value) -> Vec<Cause> {
         ));
     }
     let versions = spec["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for (index, version) in versions.iter().enumerate() {
+        let at = format!("spec.versions[{index}]");
+        if let Some(why) = validate::dns1035_label(version["name"].as_str().unwrap_or_default()) {
+            causes.push(Cause::invalid(format!("{at}.name"), &version["name"], &why));
+        }
+        if let Some(schema) = version.pointer("/schema/openAPIV3Schema") {
+            causes.extend(structural::check(schema, &format!("{at}.schema.openAPIV3Schema")));
+        }
+        for (number, column) in
+            version["additionalPrinterColumns"].as_array().into_iter().flatten().enumerate()
+        {
+            causes.extend(check_column(column, &format!("{at}.additionalPrinterColumns[{number}]")));
+        }
+    }
+    let protected = ["k8s.io", "kubernetes.io"]
+        .iter()
+        .any(|owner| group == *owner || group.ends_with(&format!(".{owner}")));
+    if protected && crd["metadata"]["annotations"].get(APPROVED).is_none() {
+        let advice = "protected groups must have approval annotation";
+        causes.push(Cause::required(format!("metadata.annotations[{APPROVED}]"), advice));
+    }
     if versions.iter().filter(|version| version["storage"] == true).count() != 1 {
         let rule = "must have exactly one version marked as storage version";
         causes.push(Cause::invalid("spec.versions", &Value::from(versions.len()), rule));
     }
     if state.registry.any_version(&group, &plural).is_some_and(|taken| !taken.custom) {
         causes.push(Cause::invalid("spec.names.plural", &spec["names"]["plural"], "is a built-in resource"));
+    }
+    causes
+}
+
+/// A column that `kubectl get` shows.
+fn check_column(column: &Value, path: &str) -> Vec<Cause> {
+    const TYPES: [&str; 5] = ["integer", "number", "string", "boolean", "date"];
+    const FORMATS: [&str; 8] = ["int32", "int64", "float", "double", "byte", "date", "date-time", "password"];
+    let text = |field: &str| column[field].as_str().unwrap_or_default();
+    let mut causes = Vec::new();
+    if text("name").is_empty() {
+        causes.push(Cause::required(format!("{path}.name"), ""));
+    }
+    if !TYPES.contains(&text("type")) {
+        causes.push(Cause::unsupported(format!("{path}.type"), &column["type"], &TYPES));
+    }
+    if column.get("format").is_some() && !FORMATS.contains(&text("format")) {
+        causes.push(Cause::unsupported(format!("{path}.format"), &column["format"], &FORMATS));
+    }
+    if !text("jsonPath").starts_with('.') {
+        let rule = "must be a simple json path starting with .";
+        causes.push(Cause::invalid(format!("{path}.jsonPath"), &column["jsonPath"], rule));
     }
     causes
 }

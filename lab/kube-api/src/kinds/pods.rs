@@ -39,7 +39,12 @@ pub(super) fn prepare_workload(object: &mut Value) -> Vec<Cause> {
         }
     }
     let template = &object["spec"]["template"];
-    let mut causes = check_pod(template, "spec.template.spec");
+    let mut causes = check_pod(&with_claims(object), "spec.template.spec");
+    causes.extend(check_rolling_update(object));
+    let policy = &template["spec"]["restartPolicy"];
+    if *policy != "Always" {
+        causes.push(Cause::unsupported("spec.template.spec.restartPolicy", policy, &["Always"]));
+    }
     if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|n| *n < 0) {
         let rule = "must be greater than or equal to 0";
         causes.push(Cause::invalid("spec.replicas", &json!(replicas), rule));
@@ -54,6 +59,45 @@ pub(super) fn prepare_workload(object: &mut Value) -> Vec<Cause> {
         causes.push(Cause::invalid("spec.template.metadata.labels", labels, rule));
     }
     causes
+}
+
+/// The template with the volumes that a StatefulSet claims for each of its pods.
+fn with_claims(object: &Value) -> Value {
+    let mut template = object["spec"]["template"].clone();
+    let claims = object["spec"]["volumeClaimTemplates"].as_array().into_iter().flatten();
+    let claimed: Vec<Value> = claims.map(|claim| json!({ "name": claim["metadata"]["name"] })).collect();
+    if !claimed.is_empty() {
+        let volumes = template["spec"]["volumes"].as_array().into_iter().flatten().cloned();
+        template["spec"]["volumes"] = volumes.chain(claimed).collect();
+    }
+    template
+}
+
+/// An update has to be able to move: of what is there too much or too little, one at least. A DaemonSet has only one of both.
+fn check_rolling_update(object: &Value) -> Vec<Cause> {
+    let (name, of_daemons) = match object["kind"].as_str() {
+        Some("Deployment") => ("strategy", false),
+        Some("DaemonSet") => ("updateStrategy", true),
+        _ => return Vec::new(),
+    };
+    let update = &object["spec"][name];
+    if update["type"] != "RollingUpdate" {
+        return Vec::new();
+    }
+    let is_none = |field: &str| {
+        let value = &update["rollingUpdate"][field];
+        value.is_null() || *value == 0 || *value == "0%" || *value == "0"
+    };
+    let (unavailable, surge) = (!is_none("maxUnavailable"), !is_none("maxSurge"));
+    let field = format!("spec.{name}.rollingUpdate.maxUnavailable");
+    let value = &update["rollingUpdate"]["maxUnavailable"];
+    if !unavailable && !surge {
+        return vec![Cause::invalid(field, value, "may not be 0 when `maxSurge` is 0")];
+    }
+    if of_daemons && unavailable && surge {
+        return vec![Cause::invalid(field, value, "may not be set when `maxSurge` is")];
+    }
+    Vec::new()
 }
 
 /// What is wrong with the pod's spec, which is found at `path`.
@@ -85,13 +129,99 @@ pub(super) fn check_pod(pod: &Value, path: &str) -> Vec<Cause> {
                     let rule = "must be between 1 and 65535, inclusive";
                     causes.push(Cause::invalid(field, &port["containerPort"], rule));
                 }
+                let on_host = &port["hostPort"];
+                if spec["hostNetwork"] == true && !on_host.is_null() && *on_host != port["containerPort"] {
+                    let field = field(&format!("ports[{at}].hostPort"));
+                    let rule = "must match `containerPort` when `hostNetwork` is true";
+                    causes.push(Cause::invalid(field, on_host, rule));
+                }
             }
+            causes.extend(check_mounts(spec, container, &format!("{path}.{list}[{index}]")));
+            causes.extend(check_privileges(container, &format!("{path}.{list}[{index}]")));
+            causes.extend(check_probes(container, &format!("{path}.{list}[{index}]")));
+        }
+    }
+    let mut volumes = HashSet::new();
+    for (index, volume) in spec["volumes"].as_array().into_iter().flatten().enumerate() {
+        let field = format!("{path}.volumes[{index}].name");
+        let name = volume["name"].as_str().unwrap_or_default();
+        if let Some(why) = validate::dns1123_label(name) {
+            causes.push(Cause::invalid(field, &volume["name"], &why));
+        } else if !volumes.insert(name) {
+            causes.push(Cause::duplicate(field, &volume["name"]));
         }
     }
     let policy = &spec["restartPolicy"];
     if !matches!(policy.as_str(), Some("Always" | "OnFailure" | "Never")) {
         let field = format!("{path}.restartPolicy");
         causes.push(Cause::unsupported(field, policy, &["Always", "OnFailure", "Never"]));
+    }
+    causes
+}
+
+/// Each volume is there, and each path is mounted once.
+fn check_mounts(spec: &Value, container: &Value, path: &str) -> Vec<Cause> {
+    let volumes: HashSet<&str> = spec["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|volume| volume["name"].as_str())
+        .collect();
+    let mut paths = HashSet::new();
+    let mut causes = Vec::new();
+    for (index, mount) in container["volumeMounts"].as_array().into_iter().flatten().enumerate() {
+        let field = |name: &str| format!("{path}.volumeMounts[{index}].{name}");
+        if !mount["name"].as_str().is_some_and(|name| volumes.contains(name)) {
+            causes.push(Cause::invalid(field("name"), &mount["name"], "Not found"));
+        }
+        match mount["mountPath"].as_str().unwrap_or_default() {
+            "" => causes.push(Cause::required(field("mountPath"), "")),
+            path if !paths.insert(path) => {
+                causes.push(Cause::invalid(field("mountPath"), &mount["mountPath"], "must be unique"));
+            }
+            _ => {}
+        }
+        if mount["mountPropagation"] == "Bidirectional" && container["securityContext"]["privileged"] != true
+        {
+            let rule = "Bidirectional mount propagation is available only to privileged containers";
+            causes.push(Cause::forbidden(field("mountPropagation"), rule));
+        }
+    }
+    causes
+}
+
+/// What contradicts itself is refused.
+fn check_privileges(container: &Value, path: &str) -> Vec<Cause> {
+    let context = &container["securityContext"];
+    let gains = context["privileged"] == true
+        || context["capabilities"]["add"]
+            .as_array()
+            .is_some_and(|added| added.iter().any(|name| name == "CAP_SYS_ADMIN"));
+    if context["allowPrivilegeEscalation"] == false && gains {
+        let rule = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        return vec![Cause::invalid(format!("{path}.securityContext"), context, rule)];
+    }
+    Vec::new()
+}
+
+fn check_probes(container: &Value, path: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let probe = &container[name];
+        if probe.is_null() {
+            continue;
+        }
+        let ways = ["exec", "httpGet", "tcpSocket", "grpc"];
+        match ways.iter().filter(|way| !probe[**way].is_null()).count() {
+            0 => causes.push(Cause::required(format!("{path}.{name}"), "must specify a handler type")),
+            1 => {}
+            _ => causes
+                .push(Cause::forbidden(format!("{path}.{name}"), "may not specify more than 1 handler type")),
+        }
+        let successes = &probe["successThreshold"];
+        if name != "readinessProbe" && !successes.is_null() && *successes != 1 {
+            causes.push(Cause::invalid(format!("{path}.{name}.successThreshold"), successes, "must be 1"));
+        }
     }
     causes
 }

@@ -26,6 +26,7 @@ fn rows() -> Vec<Row> {
         row::<core::Namespace>().short(&["ns"]).status(),
         row::<core::Node>().short(&["no"]).status(),
         row::<core::Pod>().short(&["po"]).all().status().actions(&["binding", "eviction"]),
+        row::<core::ResourceQuota>().short(&["quota"]).status(),
         row::<core::Secret>(),
         row::<core::Service>().short(&["svc"]).all().status(),
         row::<core::ServiceAccount>().short(&["sa"]),

@@ -60,9 +60,9 @@ fn walk(at: At<'_>, value: &mut Value, path: &mut String, findings: &mut Finding
             }
             for name in required {
                 if !object.contains_key(name) {
-                    if matches!(at.field(name).node().shape, Shape::List { .. }) {
+                    if !node.strict && matches!(at.field(name).node().shape, Shape::List { .. }) {
                         object.insert(name.clone(), Value::Array(Vec::new()));
-                    } else if !name.starts_with("status") && !path.starts_with("status") {
+                    } else if node.strict || (!name.starts_with("status") && !path.starts_with("status")) {
                         findings.causes.push(Cause::required(join(path, name), ""));
                     }
                 }
@@ -107,6 +107,9 @@ fn scalar_error(scalar: Scalar, value: &mut Value) -> Option<&'static str> {
             (value.as_str().is_some_and(is_quantity), "quantity such as 100m or 2Gi")
         }
         Scalar::Time => (value.as_str().is_some_and(is_time), "RFC 3339 time"),
+        Scalar::MicroTime => {
+            (value.as_str().is_some_and(is_micro_time), "RFC 3339 time with six digits behind the second")
+        }
         Scalar::Bytes => (value.as_str().is_some_and(is_base64), "base64 string"),
     };
     (!fits).then_some(expected)
@@ -129,6 +132,11 @@ fn is_quantity(text: &str) -> bool {
 
 fn is_time(text: &str) -> bool {
     chrono::DateTime::parse_from_rfc3339(text).is_ok()
+}
+
+fn is_micro_time(text: &str) -> bool {
+    let digits = text.split_once('.').map_or("", |(_, rest)| rest);
+    is_time(text) && digits.chars().take_while(char::is_ascii_digit).count() == 6
 }
 
 fn is_base64(text: &str) -> bool {

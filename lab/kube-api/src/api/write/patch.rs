@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::super::read::one;
 use super::super::{Answer, Api, Incoming};
 use super::{Ownership, check_type, content_type, yaml};
+use crate::auth::User;
 use crate::fields::managed;
 use crate::patch::{json_patched, strategic};
+use crate::rbac;
 use crate::request::{Request, WriteOptions};
 use crate::resource::Resource;
 use crate::status::{ApiError, ApiResult, Cause};
@@ -18,11 +20,16 @@ const STRATEGIC: &str = "application/strategic-merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
 
 impl Api {
-    pub(in super::super) fn patch(&self, request: &Request, incoming: &Incoming<'_>) -> ApiResult<Answer> {
+    pub(in super::super) fn patch(
+        &self,
+        request: &Request,
+        user: &User,
+        incoming: &Incoming<'_>,
+    ) -> ApiResult<Answer> {
         let options = request.query.write_options(incoming.headers)?;
         let format = content_type(incoming.headers);
         if format == APPLY {
-            return self.apply(request, incoming, &options);
+            return self.apply(request, user, incoming, &options);
         }
         if format == STRATEGIC && request.resource.custom {
             return Err(ApiError::unsupported_media_type(
@@ -42,7 +49,13 @@ impl Api {
         Ok(answer)
     }
 
-    fn apply(&self, request: &Request, incoming: &Incoming<'_>, options: &WriteOptions) -> ApiResult<Answer> {
+    fn apply(
+        &self,
+        request: &Request,
+        user: &User,
+        incoming: &Incoming<'_>,
+        options: &WriteOptions,
+    ) -> ApiResult<Answer> {
         let resource = &request.resource;
         if !options.manager_given {
             let cause = Cause::required("fieldManager", "is required for apply patch");
@@ -68,6 +81,18 @@ impl Api {
             }
             Err(missing) if subresource.is_some() => return Err(missing),
             Err(_) => {
+                // What is applied and not there is made, which takes that right too.
+                let creation = rbac::Attributes {
+                    verb: "create",
+                    group: &resource.group,
+                    resource: &resource.plural,
+                    subresource: "",
+                    namespace: request.namespace.as_deref().unwrap_or_default(),
+                    name: request.name(),
+                };
+                if !rbac::allows(&state.store, user, &creation) {
+                    return Err(ApiError::forbidden(resource, request.name(), &creation.refusal(user)));
+                }
                 config["metadata"]["name"] = Value::from(request.name());
                 let empty = serde_json::json!({ "metadata": {} });
                 let object = managed::apply(resource, &empty, &config, &options.manager, None, true)?;
