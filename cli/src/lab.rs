@@ -359,7 +359,7 @@ fn exec(args: ExecArgs) -> Result<ExitCode> {
     let path = StateDir::of(&lab).pod(&args.pod.cluster, &args.pod.namespace, &args.pod.name);
     let record: PodRecord = read_json(&path).map_err(|_| {
         LabError::invalid(format!(
-            "no pod {} runs in lab {lab}; its pods: {}",
+            "no pod {} runs in lab {lab}: is it spelled right, and has it started by now? Its pods: {}",
             args.pod,
             pods(&lab).join(", ")
         ))
