@@ -38,7 +38,7 @@ const HINT: Duration = Duration::from_secs(10);
   # In the lab that is kept: CLUSTER/NODE, or the node's name alone
   isthmus rotate-key alpha/alpha-node1 --lab mine
 
-Peers with isthmus' own WireGuard device lose no packet. With the kernel's, packets are lost until the other nodes have
+Peers with isthmus' own WireGuard device lose no packet. With the kernel's, packets are lost until the other nodes have \
 read the new key. The exit status is zero once the new key alone is in use.")]
 pub(crate) struct RotateKeyArgs {
     /// Name of the node; in a lab also CLUSTER/NODE
@@ -62,6 +62,13 @@ pub(crate) struct RotateKeyArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
+impl RotateKeyArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Output::Json
+    }
+}
+
     /// For people, with the progress on standard error
     Text,
     /// For programs

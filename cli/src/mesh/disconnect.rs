@@ -27,7 +27,7 @@ use crate::output::{Format, duration, json, note};
   # Both clusters stop reading from each other
   isthmus disconnect --context kind-alpha --destination-context kind-beta
 
-  # The source stops reading from the destination, which lets it in no more unless it reads from the source
+  # The source stops reading from the destination, which then lets it in no more
   isthmus disconnect --context a --destination-context b --connection-mode unicast
 
   # The other cluster is gone, or its API cannot be reached
@@ -37,8 +37,8 @@ use crate::output::{Format, duration, json, note};
   isthmus disconnect --context a --destination-context b --delete
 
 Clients of global services are given time to move to other backends before a peer's are removed, which takes minutes.
-Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again. With
---connection-mode unicast the other direction goes on as it was: a cluster that is still read from lets the reader in
+Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again. With \
+--connection-mode unicast the other direction goes on as it was: a cluster that is still read from lets the reader in \
 (isthmus.io/admit: \"true\"), also with --delete.
 The exit status is 0 if nothing of the peers is left (or --wait=false).")]
 pub(crate) struct DisconnectArgs {
@@ -73,6 +73,13 @@ pub(crate) struct DisconnectArgs {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
+impl DisconnectArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Format::Json
+    }
+}
+
 struct Report {
     /// Whether nothing is left; null if that was not waited for.
     gone: Option<bool>,

@@ -80,7 +80,11 @@ impl World {
     fn command(&self, args: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_isthmus"));
         command.args(args.split_whitespace()).env("KUBECONFIG", self.folder.path().join("config"));
-        command.env_remove("ISTHMUS_NAMESPACE").stdin(std::process::Stdio::null()).kill_on_drop(true);
+        command
+            .env_remove("ISTHMUS_NAMESPACE")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true);
         command
     }
 
@@ -277,6 +281,49 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
     assert_eq!(world.isthmus("connect").await.code, 2);
     let status = world.isthmus("status --context kind-gone").await;
     assert!(status.code == 1 && status.out.contains("refuses connections"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_get_a_document_also_where_nothing_could_be_done() {
+    let world = World::start().await;
+    let file = world.folder.path().join("broken");
+    std::fs::write(&file, "apiVersion: [").unwrap();
+    let broken = format!("--kubeconfig {}", file.display());
+    let commands = [
+        (format!("connect --destination-context kind-beta {broken}"), 1),
+        (format!("disconnect --destination-context kind-beta {broken}"), 1),
+        (format!("peers {broken}"), 1),
+        (format!("status {broken}"), 1),
+        (format!("rotate-ca {broken}"), 1),
+        (format!("rotate-key node-1 {broken}"), 1),
+        (format!("troubleshoot {broken}"), 2),
+        ("disconnect --destination-context kind-none".to_owned(), 1),
+        ("rotate-ca --context kind-none".to_owned(), 1),
+        ("rotate-key node-1 --context kind-none".to_owned(), 1),
+        ("troubleshoot --context kind-none".to_owned(), 2),
+        ("connect --context kind-alpha --destination-context kind-alpha".to_owned(), 2),
+        ("explain alpha/a beta/b 80 --lab no-such-lab".to_owned(), 2),
+        ("explain alpha/a beta/b 80 --socket /nonexistent".to_owned(), 2),
+        ("monitor --lab no-such-lab".to_owned(), 2),
+        ("monitor --ip nonsense".to_owned(), 2),
+        ("status --lab no-such-lab".to_owned(), 1),
+    ];
+    for (command, code) in commands {
+        let answer = world.isthmus(&format!("{command} -o json")).await;
+        assert_eq!(answer.code, code, "{command}: {answer}");
+        let error =
+            answer.json()["error"].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_owned();
+        assert_eq!(answer.err, format!("isthmus: {error}\n"), "people read the same: {command}");
+        let text = world.isthmus(&command).await;
+        assert_eq!((text.out.as_str(), &text.err), ("", &answer.err), "{command}");
+    }
+    let run = world.isthmus("lab run /nonexistent --report json").await;
+    assert!(run.json()["error"].as_str().unwrap().contains("/nonexistent"), "{run}");
+    // What cannot be asked of a cluster is part of the report, in which others have answered.
+    for command in ["peers", "status"] {
+        let answer = world.isthmus(&format!("{command} --context kind-alpha,kind-none -o json")).await;
+        assert_eq!((answer.code, &answer.json()["error"]), (1, &Value::Null), "{answer}");
+    }
 }
 
 /// A proxy that leads to one address, whatever it is asked for. Where it listens.
