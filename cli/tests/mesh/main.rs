@@ -4,6 +4,7 @@
 
 mod cluster;
 mod real;
+mod refusing;
 
 use std::process::Output;
 
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use cluster::{Cluster, DEADLINE, NAMESPACE, Setup, info};
+use refusing::refusing;
 
 const ALPHA: Setup = Setup { name: "alpha", id: 1, net: 1 };
 const BETA: Setup = Setup { name: "beta", id: 2, net: 2 };
@@ -75,6 +77,16 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config"), kubeconfig.to_string()).unwrap();
         Self { alpha, beta, folder }
+    }
+
+    /// From now on a cluster's API server is elsewhere.
+    fn lead(&self, cluster: &str, server: &str) {
+        let file = self.folder.path().join("config");
+        let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let clusters = kubeconfig["clusters"].as_array_mut().unwrap();
+        let named = clusters.iter_mut().find(|named| named["name"] == cluster).unwrap();
+        named["cluster"]["server"] = json!(server);
+        std::fs::write(file, kubeconfig.to_string()).unwrap();
     }
 
     fn command(&self, args: &str) -> tokio::process::Command {
@@ -281,6 +293,68 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
     assert_eq!(world.isthmus("connect").await.code, 2);
     let status = world.isthmus("status --context kind-gone").await;
     assert!(status.code == 1 && status.out.contains("refuses connections"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disconnection_that_is_refused_halfway_tells_what_is_done_and_goes_on_when_it_is_given_again() {
+    use Relation::{Apart, Connected};
+    let world = World::start().await;
+    // As by rights that are taken away between the rehearsal and the write.
+    let refusing = refusing(&world.beta.server, |asked| asked.writes() && !asked.is_rehearsal()).await;
+    for (command, left) in [(DISCONNECT.to_owned(), Some(Apart)), (format!("{DISCONNECT} --delete"), None)] {
+        world.lead("beta", &world.beta.server);
+        assert_eq!(world.isthmus(CONNECT).await.code, 0);
+        world.lead("beta", &refusing);
+        let half = world.isthmus(&command).await;
+        half.fails_saying(&[
+            "kind-beta: Secret isthmus-system/peer-alpha is as it was",
+            "isthmus: context kind-beta: cannot",
+            "is forbidden",
+            "kubectl --context kind-beta auth can-i --list",
+            "disconnected in part: 1 of 2 Secrets are as they are to be",
+            "Give the same command again",
+        ]);
+        assert_eq!(half.out, "", "nothing claims that it is done: {half}");
+        assert_eq!(relations(&world).await, (left, Some(Connected)), "{half}");
+
+        // The same for programs; and what is done already is no reason to refuse it.
+        let again = world.isthmus(&format!("{command} -o json")).await;
+        let report = again.json();
+        assert_eq!((again.code, &report["gone"]), (1, &Value::Null), "{again}");
+        assert!(report["problem"].as_str().unwrap().contains("is forbidden"), "{again}");
+        let changes: Vec<_> =
+            report["secrets"].as_array().unwrap().iter().map(|secret| &secret["change"]).collect();
+        assert_eq!(changes, ["unchanged", "kept"], "{again}");
+
+        world.lead("beta", &world.beta.server);
+        let rest = world.isthmus(&command).await;
+        assert_eq!(rest.code, 0, "{rest}");
+        assert_eq!(relations(&world).await, (left, left), "{rest}");
+        assert!(world.alpha.peers().await.is_empty() && world.beta.peers().await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_cannot_be_used_can_be_disconnected_and_a_slip_is_not_taken_for_a_peer() {
+    let world = World::start().await;
+    world
+        .alpha
+        .create::<Secret>(json!({
+            "metadata": {"name": "peer-delta", "annotations": {CONNECT_ANNOTATION: "true"}},
+            "type": "isthmus.io/peer", "stringData": {"cluster-name": "Delta"},
+        }))
+        .await;
+    let slip = world.isthmus("disconnect --destination-cluster detla").await;
+    assert!(slip.code == 0 && slip.err.contains("has no Secret about detla; there are peer-delta"), "{slip}");
+    let apart = world.isthmus("disconnect --destination-cluster delta").await;
+    assert!(apart.code == 0 && apart.err.contains("peer-delta disconnected"), "{apart}");
+    let either = world.isthmus("disconnect").await;
+    assert!(either.code == 2 && either.err.contains("--destination-cluster"), "{either}");
+    for wrong in ["", "Mesh", "a/b", "-a"] {
+        let mut command = world.command("peers");
+        let output = command.args([format!("--namespace={wrong}")]).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
