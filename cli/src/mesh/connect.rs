@@ -258,10 +258,7 @@ pub(crate) async fn read(contexts: &Contexts, names: &[String]) -> (Vec<Option<C
                 clusters.push(Some(cluster));
             }
             Err(error) => {
-                let (problem, advice) = match &error {
-                    MeshError::Api(refusal) => (refusal.problem(), refusal.advice()),
-                    other => (other.to_string(), "`kubectl config get-contexts` lists contexts".to_owned()),
-                };
+                let (problem, advice) = error.in_context();
                 findings.push(Finding::error(&[name], problem, advice));
                 clusters.push(None);
             }
