@@ -45,7 +45,10 @@ impl AgentArgs {
                 |socket: &PathBuf| Agent { name: socket.display().to_string(), socket: socket.clone() };
             return Ok(self.socket.iter().map(named).collect());
         }
-        let lab = crate::lab::choose(self.lab.clone())?;
+        let lab = crate::lab::choose(self.lab.clone()).map_err(|error| match self.lab {
+            Some(_) => error,
+            None => LabError::invalid(format!("{error}; on a node of a real cluster, give --socket")),
+        })?;
         let dir = StateDir::of(&lab);
         let state = dir.read()?;
         let nodes = state.clusters.iter().flat_map(|cluster| {

@@ -10,6 +10,7 @@ use isthmus_node_agent::explain::{Answer, AnsweredPort, Asked, Behind, Party, Po
 use serde::Serialize;
 
 use crate::agents::{Agent, AgentArgs};
+use crate::output::json;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -46,6 +47,13 @@ pub(crate) struct ExplainArgs {
     output: Output,
 }
 
+impl ExplainArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        matches!(self.output, Output::Json)
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Output {
     /// For people
@@ -80,23 +88,12 @@ struct Judged {
 /// Asks, prints, and says by its exit status what would become of the packet.
 pub(crate) async fn run(args: ExplainArgs) -> Result<ExitCode> {
     let output = args.output;
-    match explain(args).await {
-        Ok(explained) => {
-            match output {
-                Output::Json => {
-                    let text = serde_json::to_string_pretty(&explained);
-                    say!("{}", text.map_err(|e| LabError::invalid(e.to_string()))?);
-                }
-                Output::Text => print(&explained),
-            }
-            Ok(if explained.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-        }
-        Err(error) => {
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "isthmus: {error}");
-            Ok(ExitCode::from(2))
-        }
+    let explained = explain(args).await?;
+    match output {
+        Output::Json => json(&explained),
+        Output::Text => print(&explained),
     }
+    Ok(if explained.allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn explain(args: ExplainArgs) -> Result<Explained> {

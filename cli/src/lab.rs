@@ -13,11 +13,12 @@ use isthmus_lab::report::Report;
 use isthmus_lab::scenario::{PodRef, Scenario};
 use isthmus_lab::spec::{Encryption, Store};
 use isthmus_lab::state::{self, StateDir, read_json};
-use isthmus_lab::story::Story;
+use isthmus_lab::story::{Shown, Story};
 use isthmus_lab::{Audience, Lab, LabError, PodRecord, Result, cleanup, preflight};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::keep::{self, Keeper};
+use crate::output::colours;
 
 /// What can be done with labs.
 #[derive(Debug, Subcommand)]
@@ -46,6 +47,13 @@ pub(crate) enum LabCommand {
     /// What the daemons and pods of a lab wrote
     #[command(after_help = "Examples:\n  isthmus lab logs\n  isthmus lab logs alpha/clustermesh-apiserver")]
     Logs(LogsArgs),
+}
+
+impl LabCommand {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        matches!(self, Self::Run(RunArgs { report: Some(ReportFormat::Json), .. }))
+    }
 }
 
 const RUN_EXAMPLES: &str = "Examples:
@@ -260,8 +268,18 @@ async fn tell(args: &RunArgs, scenario: &Scenario, name: LabName) -> Result<(Lab
 /// With a report, standard output is the report's.
 fn told_by(args: &RunArgs) -> Story<Box<dyn Write + Send>> {
     match args.report {
-        None => Story::new(Box::new(std::io::stdout()), std::io::stdout().is_terminal()),
-        Some(ReportFormat::Json) => Story::new(Box::new(std::io::stderr()), std::io::stderr().is_terminal()),
+        None => Story::new(Box::new(std::io::stdout()), shown(std::io::stdout().is_terminal())),
+        Some(ReportFormat::Json) => {
+            Story::new(Box::new(std::io::stderr()), shown(std::io::stderr().is_terminal()))
+        }
+    }
+}
+
+fn shown(terminal: bool) -> Shown {
+    match (terminal, colours()) {
+        (true, true) => Shown::Colours,
+        (true, false) => Shown::Terminal,
+        (false, _) => Shown::Text,
     }
 }
 
@@ -359,7 +377,7 @@ fn exec(args: ExecArgs) -> Result<ExitCode> {
     let path = StateDir::of(&lab).pod(&args.pod.cluster, &args.pod.namespace, &args.pod.name);
     let record: PodRecord = read_json(&path).map_err(|_| {
         LabError::invalid(format!(
-            "no pod {} runs in lab {lab}; its pods: {}",
+            "no pod {} runs in lab {lab}: is it spelled right, and has it started by now? Its pods: {}",
             args.pod,
             pods(&lab).join(", ")
         ))

@@ -21,10 +21,13 @@ mod rotate_key;
 mod status;
 mod troubleshoot;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use self::output::Printed;
 
 /// Joins Kubernetes clusters into one mesh.
 #[derive(Debug, Parser)]
@@ -77,7 +80,10 @@ const EXAMPLES: &str = "Examples:
   isthmus lab run kind-scenarios/global-service --keep
   isthmus status
   isthmus lab exec alpha/client -- curl -s http://CLUSTER-IP/
-  isthmus lab down";
+  isthmus lab down
+
+With -o json there is one JSON document on standard output whatever comes of the command: its report, or {\"error\": \"...\"} \
+if it ends without one. Progress and errors are on standard error.";
 
 const COMPLETION_EXAMPLES: &str = "Examples:
   # In this shell
@@ -92,19 +98,43 @@ const COMPLETION_EXAMPLES: &str = "Examples:
 async fn main() -> ExitCode {
     // RUST_LOG=isthmus_lab=debug shows what the lab's kubelets and controllers do.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,kube_client=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Cli::parse().command).await {
+    let colours = std::io::stderr().is_terminal() && output::colours();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let command = Cli::parse().command;
+    let printed = command.printed();
+    match run(command).await {
         Ok(code) => code,
         Err(error) => {
             output::note(&format!("isthmus: {error}"));
+            output::failure(printed, &error.to_string());
             ExitCode::from(if error.is_usage() { USAGE } else { FAILED })
         }
     }
 }
 
+impl Command {
+    /// For whom it prints.
+    fn printed(&self) -> Printed {
+        let json = match self {
+            Self::Connect(args) => args.prints_json(),
+            Self::Disconnect(args) => args.prints_json(),
+            Self::Peers(args) => args.prints_json(),
+            Self::Lab(command) => command.prints_json(),
+            Self::RotateCa(args) => args.prints_json(),
+            Self::RotateKey(args) => args.prints_json(),
+            Self::Status(args) => args.prints_json(),
+            Self::Troubleshoot(args) => args.prints_json(),
+            Self::Explain(args) => args.prints_json(),
+            Self::Monitor(args) if args.prints_json() => return Printed::JsonLines,
+            Self::Monitor(_) | Self::Completion { .. } => false,
+        };
+        if json { Printed::Json } else { Printed::Text }
+    }
+}
+
 /// Something is not well, or could not be done.
 const FAILED: u8 = 1;
-/// The command line makes no sense; clap says so with the same number.
+/// The command line makes no sense, or the question; clap says so with the same number.
 const USAGE: u8 = 2;
 
 async fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -116,9 +146,9 @@ async fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::RotateCa(args) => mesh::rotate_ca::run(*args).await?,
         Command::RotateKey(args) => rotate_key::run(args).await?,
         Command::Status(args) => status::run(args).await?,
-        Command::Troubleshoot(args) => troubleshoot::run(*args).await?,
-        Command::Monitor(args) => monitor::run(*args).await?,
-        Command::Explain(args) => explain::run(args).await?,
+        Command::Troubleshoot(args) => troubleshoot::run(*args).await.map_err(Failure::Unanswered)?,
+        Command::Monitor(args) => monitor::run(*args).await.map_err(Failure::Unanswered)?,
+        Command::Explain(args) => explain::run(args).await.map_err(Failure::Unanswered)?,
         Command::Completion { shell } => complete(shell),
     })
 }
@@ -137,11 +167,14 @@ enum Failure {
     Lab(#[from] isthmus_lab::LabError),
     #[error(transparent)]
     Mesh(#[from] mesh::MeshError),
+    /// A question that nobody could be asked. The exit status of a command that asks one is its answer, so this has another.
+    #[error(transparent)]
+    Unanswered(isthmus_lab::LabError),
 }
 
 impl Failure {
     fn is_usage(&self) -> bool {
-        matches!(self, Self::Mesh(mesh::MeshError::Usage(_)))
+        matches!(self, Self::Mesh(mesh::MeshError::Usage(_)) | Self::Unanswered(_))
     }
 }
 
@@ -152,5 +185,30 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// Columns that clap fills. A line that is longer is broken in two, and an example of two lines is none.
+    const WIDTH: usize = 100;
+
+    fn all(command: &clap::Command) -> Vec<&clap::Command> {
+        std::iter::once(command).chain(command.get_subcommands().flat_map(all)).collect()
+    }
+
+    #[test]
+    fn examples_fit_and_paragraphs_are_left_to_be_wrapped() {
+        let command = Cli::command();
+        for command in all(&command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines() {
+                let name = command.get_name();
+                match line.starts_with(' ') {
+                    true => assert!(line.chars().count() <= WIDTH, "{name}: {line:?} does not fit"),
+                    false => assert!(
+                        line.is_empty() || line.ends_with(['.', ':']),
+                        "{name}: {line:?} is broken off"
+                    ),
+                }
+            }
+        }
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod disconnect;
 mod endpoints;
 pub(crate) mod error;
 mod exchange;
+mod expiry;
 mod facts;
 pub(crate) mod peers;
 mod ranges;

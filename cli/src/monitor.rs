@@ -82,6 +82,13 @@ pub(crate) struct MonitorArgs {
     output: Output,
 }
 
+impl MonitorArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Output::Json
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// A line each, for people

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use clustermesh_apiserver::troubleshoot::Signs;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
@@ -26,6 +27,34 @@ pub(crate) enum Format {
     Json,
 }
 
+/// For whom a command prints on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Printed {
+    /// People.
+    Text,
+    /// A program that reads one JSON document.
+    Json,
+    /// A program that reads one of them per line.
+    JsonLines,
+}
+
+/// A command that ended without a report.
+#[derive(Serialize)]
+struct Failed<'a> {
+    /// What is wrong, and what to do.
+    error: &'a str,
+}
+
+/// Hands a program a document also where there is nothing to report, so that what it reads is JSON in every case. People read
+/// standard error.
+pub(crate) fn failure(printed: Printed, error: &str) {
+    match printed {
+        Printed::Text => {}
+        Printed::Json => json(&Failed { error }),
+        Printed::JsonLines => say!("{}", serde_json::json!({"error": error})),
+    }
+}
+
 /// One JSON document on standard output.
 pub(crate) fn json(value: &impl Serialize) {
     match serde_json::to_string_pretty(value) {
@@ -37,6 +66,17 @@ pub(crate) fn json(value: &impl Serialize) {
 /// A line of progress, on standard error. Nobody reading it is no reason to stop.
 pub(crate) fn note(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Whether colours are liked where there is a terminal: <https://no-color.org>.
+pub(crate) fn colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Signs that the terminal can show, as far as it says so.
+pub(crate) fn signs() -> Signs {
+    let variables = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| std::env::var(name).ok());
+    Signs::of_locale(variables.iter().map(Option::as_deref))
 }
 
 /// One of two words.

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use isthmus_crds::names;
 use isthmus_lab::names::LabName;
 use isthmus_lab::state::StateDir;
 use isthmus_lab::{LabError, Result};
@@ -15,12 +16,13 @@ use isthmus_node_agent::encryption::publication::{
 };
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::mesh::contexts::{Api, Contexts};
 use crate::output::note;
+
+type Nodes = kube::Api<Node>;
 
 /// How often the Node is looked at.
 const POLL: Duration = Duration::from_millis(500);
@@ -38,7 +40,7 @@ const HINT: Duration = Duration::from_secs(10);
   # In the lab that is kept: CLUSTER/NODE, or the node's name alone
   isthmus rotate-key alpha/alpha-node1 --lab mine
 
-Peers with isthmus' own WireGuard device lose no packet. With the kernel's, packets are lost until the other nodes have
+Peers with isthmus' own WireGuard device lose no packet. With the kernel's, packets are lost until the other nodes have \
 read the new key. The exit status is zero once the new key alone is in use.")]
 pub(crate) struct RotateKeyArgs {
     /// Name of the node; in a lab also CLUSTER/NODE
@@ -58,6 +60,13 @@ pub(crate) struct RotateKeyArgs {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+impl RotateKeyArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Output::Json
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -84,16 +93,16 @@ struct Rotated {
 
 /// Asks, waits, and says by its exit status whether the new key is in use.
 pub(crate) async fn run(args: RotateKeyArgs) -> Result<ExitCode> {
-    let (client, name) = target(&args).await?;
-    let nodes: Api<Node> = Api::all(client);
-    let node = nodes.get(&name).await.map_err(|error| refused(&name, &error))?;
+    let (api, name) = target(&args).await?;
+    let nodes: Nodes = api.global();
+    let node = nodes.get(&name).await.map_err(|error| refused(&api, &name, error))?;
     let former = annotation(&node, PUBLIC_KEY);
     if former.is_none() {
         return Err(LabError::invalid(format!(
             "node {name} publishes no WireGuard key: its agent does not run, or not with --encryption=on"
         )));
     }
-    let (node, joined) = ask(&nodes, node).await?;
+    let (node, joined) = ask(&api, &nodes, node).await?;
     let rotation = annotation(&node, ROTATE).unwrap_or_default();
     if joined && args.output == Output::Text {
         note(&format!("A rotation of {name}'s key is under way ({rotation}); waiting for it."));
@@ -116,7 +125,7 @@ pub(crate) async fn run(args: RotateKeyArgs) -> Result<ExitCode> {
 }
 
 /// Writes the request, unless one is being answered already.
-async fn ask(nodes: &Api<Node>, node: Node) -> Result<(Node, bool)> {
+async fn ask(api: &Api, nodes: &Nodes, node: Node) -> Result<(Node, bool)> {
     let under_way = report(&node).is_some_and(|report| report.state == RotationState::InProgress);
     if under_way && annotation(&node, ROTATE).is_some() {
         return Ok((node, true));
@@ -125,18 +134,19 @@ async fn ask(nodes: &Api<Node>, node: Node) -> Result<(Node, bool)> {
     let id = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Micros, true);
     let request = json!({"metadata": {"annotations": {ROTATE: id}}});
     let asked = nodes.patch(&name, &PatchParams::default(), &Patch::Merge(request)).await;
-    Ok((asked.map_err(|error| refused(&name, &error))?, false))
+    Ok((asked.map_err(|error| refused(api, &name, error))?, false))
 }
 
-/// The last report about the rotation, at its end or when the time is over.
+/// The last report about the rotation: at its end, when the time is over, or when nobody wants to wait any longer.
 async fn wait(
-    nodes: &Api<Node>,
+    nodes: &Nodes,
     name: &str,
     rotation: &str,
     args: &RotateKeyArgs,
 ) -> Result<Option<RotationReport>> {
     let begun = Instant::now();
     let (mut last, mut hinted) = (None, false);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     while begun.elapsed() < Duration::from_secs(args.timeout) {
         // The API may be away for a moment; the agent goes on meanwhile.
         let node = nodes.get(name).await.ok();
@@ -157,7 +167,10 @@ async fn wait(
                 HINT.as_secs_f64()
             ));
         }
-        tokio::time::sleep(POLL).await;
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            _ = &mut interrupted => break,
+        }
     }
     Ok(last)
 }
@@ -192,47 +205,43 @@ fn print(rotated: &Rotated, report: Option<&RotationReport>, args: &RotateKeyArg
             say!("Node {node} keeps its WireGuard key: {}.", progress(report));
         }
         Some(report) => say!(
-            "Not done after {} s: {}. The agent of node {node} goes on; both keys work until it is done.",
-            args.timeout,
+            "Not done after {seconds:.0} s: {}. The agent of node {node} goes on; both keys work until it is done.",
             progress(report)
         ),
         None => say!(
-            "The agent of node {node} has not answered within {} s. It will do so when it runs.",
-            args.timeout
+            "The agent of node {node} has not answered within {seconds:.0} s. It will do so when it runs."
         ),
     }
     Ok(())
 }
 
 /// The API of the node's cluster, and the node's name.
-async fn target(args: &RotateKeyArgs) -> Result<(Client, String)> {
-    let unusable =
-        |error: &dyn std::fmt::Display| LabError::invalid(format!("the kubeconfig cannot be used: {error}"));
-    let (kubeconfig, node) = match args.lab.clone() {
+async fn target(args: &RotateKeyArgs) -> Result<(Api, String)> {
+    let (file, context, node) = match args.lab.clone() {
         Some(lab) => in_lab(&crate::lab::choose(Some(lab))?, &args.node)?,
         // As `isthmus status`: where nothing is said and a lab is there, it is meant.
-        None if !is_kubernetes_meant(args) && !isthmus_lab::state::labs().is_empty() => {
+        // No Node is called CLUSTER/NODE.
+        None if args.node.contains('/')
+            || !is_kubernetes_meant(args) && !isthmus_lab::state::labs().is_empty() =>
+        {
             in_lab(&crate::lab::choose(None)?, &args.node)?
         }
-        None => {
-            let kubeconfig = match &args.kubeconfig {
-                Some(path) => Kubeconfig::read_from(path),
-                None => Kubeconfig::read(),
-            };
-            (kubeconfig.map_err(|e| unusable(&e))?, args.node.clone())
-        }
+        None => (args.kubeconfig.clone(), args.context.clone(), args.node.clone()),
     };
-    let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
-    let config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| unusable(&e))?;
-    Ok((Client::try_from(config).map_err(|e| unusable(&e))?, node))
+    let opened = async {
+        let contexts = Contexts::read(file.as_deref(), names::DEFAULT_NAMESPACE)?;
+        contexts.open(&contexts.or_current(context.as_deref())?).await
+    };
+    let api = opened.await.map_err(|error| LabError::invalid(error.to_string()))?;
+    Ok((api, node))
 }
 
 fn is_kubernetes_meant(args: &RotateKeyArgs) -> bool {
     args.kubeconfig.is_some() || args.context.is_some() || std::env::var_os("KUBECONFIG").is_some()
 }
 
-fn in_lab(lab: &LabName, node: &str) -> Result<(Kubeconfig, String)> {
+/// The kubeconfig of the node's cluster, whose only context is that cluster, and the node's name.
+fn in_lab(lab: &LabName, node: &str) -> Result<(Option<PathBuf>, Option<String>, String)> {
     let dir = StateDir::of(lab);
     let state = dir.read()?;
     let (cluster, name) = match node.split_once('/') {
@@ -250,10 +259,7 @@ fn in_lab(lab: &LabName, node: &str) -> Result<(Kubeconfig, String)> {
             .collect();
         LabError::invalid(format!("lab {lab} has no node {node}, only {}", all.join(", ")))
     })?;
-    let path = dir.kubeconfig(&found.name);
-    let kubeconfig =
-        Kubeconfig::read_from(&path).map_err(|e| LabError::invalid(format!("{}: {e}", path.display())))?;
-    Ok((kubeconfig, name.to_owned()))
+    Ok((Some(dir.kubeconfig(&found.name)), None, name.to_owned()))
 }
 
 fn annotation(node: &Node, name: &str) -> Option<String> {
@@ -265,16 +271,18 @@ fn report(node: &Node) -> Option<RotationReport> {
     serde_json::from_str(&annotation(node, ROTATION)?).ok()
 }
 
-fn refused(node: &str, error: &kube::Error) -> LabError {
-    match error {
+fn refused(api: &Api, node: &str, error: kube::Error) -> LabError {
+    let context = &api.context;
+    match &error {
         kube::Error::Api(status) if status.code == 404 => LabError::invalid(format!(
-            "there is no node {node} in this cluster; `kubectl get nodes` lists them"
+            "context {context}: there is no node {node} in this cluster; `kubectl --context {context} get nodes` lists them"
         )),
         kube::Error::Api(status) if status.code == 403 => LabError::invalid(format!(
-            "not allowed to read and patch node {node}: {}; rotating a key takes the rights `get` and `patch` on nodes",
+            "context {context}: not allowed to read and patch node {node}: {}; rotating a key takes the rights `get` and \
+             `patch` on nodes",
             status.message
         )),
-        other => LabError::invalid(format!("the Kubernetes API cannot be asked about node {node}: {other}")),
+        _ => LabError::invalid(api.refused(format!("read and patch node {node}"), error).to_string()),
     }
 }
 

@@ -100,6 +100,11 @@ pub(crate) async fn run(args: StatusArgs) -> std::result::Result<ExitCode, Failu
 }
 
 impl StatusArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        matches!(self.output, Output::Json)
+    }
+
     fn means_kubernetes(&self) -> bool {
         if self.lab.is_some() || !self.apiserver_socket.is_empty() || !self.agent_socket.is_empty() {
             return false;

@@ -170,6 +170,16 @@ fn what_is_not_there_is_said_so_with_what_is() {
         text(&output(&["lab", "exec", "--lab", "c-nobody", "alpha/client", "--", "true"]))
             .contains("no lab c-nobody")
     );
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("global")).unwrap();
+    scenario(&folder.path().join("global"), PLAIN);
+    let slip = output(&["lab", "up", folder.path().join("globl").to_str().unwrap()]);
+    assert_eq!(slip.status.code(), Some(1), "{}", text(&slip));
+    assert!(
+        text(&slip).contains("globl is no scenario") && text(&slip).contains("there are global"),
+        "{}",
+        text(&slip)
+    );
     let none = output(&["lab", "down", "c-nobody"]);
     assert!(none.status.success() && text(&none).contains("nothing is left"), "{}", text(&none));
 }

@@ -101,6 +101,24 @@ struct FileCluster {
     peers: Option<Vec<String>>,
 }
 
+/// Names those that are beside it: it may be a slip.
+fn no_scenario(path: &Path) -> LabError {
+    let siblings = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut names: Vec<String> = std::fs::read_dir(siblings)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().join(FILE).is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let there = match names.as_slice() {
+        [] => String::new(),
+        names => format!("; in {} there are {}", siblings.display(), names.join(", ")),
+    };
+    LabError::invalid(format!("{} is no scenario: that is a folder with a {FILE}{there}", path.display()))
+}
+
 fn default_max_connected_clusters() -> u16 {
     255
 }
@@ -129,7 +147,11 @@ impl Scenario {
     pub fn load(path: &Path) -> Result<Self> {
         let file = if path.is_dir() { path.join(FILE) } else { path.to_owned() };
         let refused = |what: &dyn std::fmt::Display| LabError::invalid(format!("{}: {what}", file.display()));
-        let size = std::fs::metadata(&file).map_err(|e| refused(&e))?.len();
+        let size = match std::fs::metadata(&file) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_scenario(path)),
+            Err(error) => return Err(refused(&error)),
+        };
         if size > MOST {
             return Err(refused(&format!("{size} bytes are too many; a scenario has at most {MOST}")));
         }

@@ -10,14 +10,27 @@ use crate::runner::Audience;
 /// Tells the story to a terminal, or to anything that takes text.
 pub struct Story<W> {
     to: W,
-    /// Whether a line can be written over once its step has ended.
-    live: bool,
+    shown: Shown,
 }
 
+/// What a story is told to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// A file, a pipe.
+    Text,
+    /// A terminal: a line is written over once its step has ended.
+    Terminal,
+    /// The same, of somebody who likes colours.
+    Colours,
+}
+
+/// Columns of a line that is to be written over: one that wraps cannot be.
+const LIVE: usize = 76;
+
 impl<W: Write + Send> Story<W> {
-    /// `live`: `to` is a terminal.
-    pub fn new(to: W, live: bool) -> Self {
-        Self { to, live }
+    /// One that has not begun.
+    pub fn new(to: W, shown: Shown) -> Self {
+        Self { to, shown }
     }
 
     /// A line by itself.
@@ -28,11 +41,11 @@ impl<W: Write + Send> Story<W> {
     }
 
     fn mark(&self, passed: bool) -> &'static str {
-        match (passed, self.live) {
-            (true, true) => "\x1b[32m✔\x1b[0m",
-            (false, true) => "\x1b[31m✘\x1b[0m",
-            (true, false) => "✔",
-            (false, false) => "✘",
+        match (passed, self.shown) {
+            (true, Shown::Colours) => "\x1b[32m✔\x1b[0m",
+            (false, Shown::Colours) => "\x1b[31m✘\x1b[0m",
+            (true, Shown::Text | Shown::Terminal) => "✔",
+            (false, Shown::Text | Shown::Terminal) => "✘",
         }
     }
 }
@@ -48,14 +61,18 @@ impl<W: Write + Send> Audience for Story<W> {
     }
 
     fn begins(&mut self, _: usize, say: &str) {
-        if self.live {
-            let _ = write!(self.to, "  … {say}");
+        if self.shown != Shown::Text {
+            let mut line = format!("  … {say}");
+            if line.chars().count() > LIVE {
+                line = line.chars().take(LIVE - 1).chain(['…']).collect();
+            }
+            let _ = write!(self.to, "{line}");
             let _ = self.to.flush();
         }
     }
 
     fn ended(&mut self, step: &StepReport) {
-        let over = if self.live { "\r\x1b[K" } else { "" };
+        let over = if self.shown == Shown::Text { "" } else { "\r\x1b[K" };
         let mark = self.mark(step.passed);
         let shown = match step.shown_after_ms {
             Some(ms) => format!(" — shown after {}", seconds(ms)),
@@ -147,7 +164,7 @@ mod tests {
     #[test]
     fn the_story_says_who_answered_and_what_failed() {
         let mut text = Vec::new();
-        let mut story = Story::new(&mut text, false);
+        let mut story = Story::new(&mut text, Shown::Text);
         let requests = Tally { answers: [("beta".to_owned(), 7)].into(), failed: 1, ..Tally::default() };
         let step = StepReport {
             say: "scale alpha to none".into(),
@@ -182,5 +199,27 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }
+    }
+
+    fn told(shown: Shown, say: &str) -> String {
+        let mut text = Vec::new();
+        let mut story = Story::new(&mut text, shown);
+        story.begins(0, say);
+        story.raised(Duration::from_millis(7));
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn colours_are_for_terminals_of_those_who_like_them() {
+        assert_eq!(told(Shown::Text, "a"), "  ✔ everything is up and ready (7 ms)\n\n");
+        assert_eq!(told(Shown::Terminal, "a"), "  … a  ✔ everything is up and ready (7 ms)\n\n");
+        assert!(told(Shown::Colours, "a").contains("\x1b[32m✔"));
+    }
+
+    #[test]
+    fn what_is_written_over_does_not_wrap() {
+        let told = told(Shown::Terminal, &"long ".repeat(40));
+        let first = told.split("  ✔").next().unwrap();
+        assert_eq!(first.chars().count(), LIVE, "{first}");
     }
 }

@@ -213,6 +213,7 @@ fn filters_are_alternatives_within_a_field_and_conditions_across_fields() {
 #[test]
 fn a_filter_that_is_none_is_refused_with_what_there_is() {
     let refused = |query: &str| Filter::from_query(query).unwrap_err().to_string();
+    assert!(refused("pod=a/b/c/d").contains("[[CLUSTER/]NAMESPACE/]NAME"));
     assert!(refused("colour=red").contains("pod, label, cluster"), "{}", refused("colour=red"));
     assert_eq!(refused("verdict=maybe"), "verdict: `maybe` is not forwarded or dropped");
     assert_eq!(refused("port=http"), "port: `http` is not a port");

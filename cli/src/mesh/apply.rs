@@ -70,6 +70,20 @@ pub(crate) fn manifest_to_keep(step: &Step) -> serde_json::Value {
 /// Why a Secret was not written, and what to do.
 pub(crate) fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
     let (problem, advice) = match refusal.status().map(|status| status.code) {
+        Some(409 | 422) if is_about_the_type(refusal) => (
+            format!(
+                "Secret {}/{} is there and of another type: {}",
+                api.namespace,
+                step.name(),
+                refusal.problem()
+            ),
+            format!(
+                "a Secret's type cannot be changed: `kubectl --context {} -n {} delete secret {}`, and give the command again",
+                api.context,
+                api.namespace,
+                step.name()
+            ),
+        ),
         Some(409) if step.change == Change::Updated => (
             format!(
                 "Secret {}/{} was changed by somebody else since it was looked at: {}",
@@ -95,6 +109,11 @@ pub(crate) fn finding(api: &Api, step: &Step, refusal: &Refusal) -> Finding {
         _ => (refusal.problem(), refusal.advice()),
     };
     Finding::error(&[&api.context], problem, advice)
+}
+
+/// Whether it is the type that cannot be written: somebody else owns it, or nobody can change it.
+fn is_about_the_type(refusal: &Refusal) -> bool {
+    [" .type", "type: Invalid value"].iter().any(|what| refusal.problem().contains(what))
 }
 
 /// Tells a cluster what a peer is to it from now on; or, as a dry run, asks whether it would be taken.

@@ -3,6 +3,7 @@
 mod versions;
 
 use chrono::TimeDelta;
+use clustermesh_apiserver::troubleshoot::Outcome;
 use isthmus_crds::{ClusterPeer, names};
 use kube::ResourceExt;
 use serde::Serialize;
@@ -36,6 +37,15 @@ pub(crate) enum Level {
     Error,
     /// It may not work, or could not be checked.
     Warning,
+}
+
+impl From<Level> for Outcome {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Failed,
+            Level::Warning => Self::Warning,
+        }
+    }
 }
 
 /// What the user takes upon themselves.

@@ -11,7 +11,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 
 use super::apply;
-use super::checks::{self, Allowances, Finding, Level};
+use super::checks::{self, Allowances, Finding};
 use super::contexts::{self, Api, Contexts, KubeArgs};
 use super::endpoints::{self, GivenEndpoint};
 use super::error::MeshError;
@@ -21,7 +21,7 @@ use super::peers::{PeerStatus, peer_table};
 use super::reach;
 use super::topology::{ConnectionMode, Link, links};
 use super::wait::{self, End, Goal, Outcome, State, Wait};
-use crate::output::{duration, json, note, table};
+use crate::output::{duration, json, note, signs, table};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -44,8 +44,8 @@ use crate::output::{duration, json, note, table};
   isthmus connect --context a --destination-context b \\
     --source-endpoint 192.0.2.1:32379 --destination-endpoint gateway.b.example
 
-Each cluster gets a Secret of type isthmus.io/peer that names the other one, its gateway and its CA certificates; no
-key leaves its cluster. What is as it should be is left alone, so the command can be given again at any time; nor does
+Each cluster gets a Secret of type isthmus.io/peer that names the other one, its gateway and its CA certificates; no \
+key leaves its cluster. What is as it should be is left alone, so the command can be given again at any time; nor does \
 it end a connection: a cluster that reads from another goes on, also with --connection-mode unicast.
 The exit status is 0 if all peers are Ready (or --wait=false), 1 if not, or if a check failed: then nothing was written.")]
 pub(crate) struct ConnectArgs {
@@ -85,6 +85,13 @@ pub(crate) struct ConnectArgs {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+impl ConnectArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Output::Json
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -251,10 +258,7 @@ pub(crate) async fn read(contexts: &Contexts, names: &[String]) -> (Vec<Option<C
                 clusters.push(Some(cluster));
             }
             Err(error) => {
-                let (problem, advice) = match &error {
-                    MeshError::Api(refusal) => (refusal.problem(), refusal.advice()),
-                    other => (other.to_string(), "`kubectl config get-contexts` lists contexts".to_owned()),
-                };
+                let (problem, advice) = error.in_context();
                 findings.push(Finding::error(&[name], problem, advice));
                 clusters.push(None);
             }
@@ -410,11 +414,9 @@ pub(crate) fn still_waiting(outcome: &Outcome) -> Option<String> {
 
 /// A finding, for people.
 pub(crate) fn tell(finding: &Finding) {
-    let mark = match finding.level {
-        Level::Error => "✗",
-        Level::Warning => "‼",
-    };
-    note(&format!("{mark} {}: {}\n    → {}", finding.contexts.join(", "), finding.problem, finding.advice));
+    let (signs, contexts) = (signs(), finding.contexts.join(", "));
+    let (sign, arrow) = (signs.sign(finding.level.into()), signs.arrow());
+    note(&format!("{sign} {contexts}: {}\n    {arrow} {}", finding.problem, finding.advice));
 }
 
 fn print(report: &Report, quiet: bool) {

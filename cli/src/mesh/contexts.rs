@@ -1,13 +1,13 @@
 //! The clusters a command is about: contexts of the kubeconfig, each with a client that does not wait for ever.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 use isthmus_crds::names;
 use kube::Client;
-use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use super::certificates;
 use super::error::{MeshError, Refusal};
@@ -24,7 +24,7 @@ pub(crate) struct KubeArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The namespace Isthmus runs in, in every cluster
-    #[arg(short, long, env = "ISTHMUS_NAMESPACE", default_value = names::DEFAULT_NAMESPACE)]
+    #[arg(short, long, env = "ISTHMUS_NAMESPACE", default_value = names::DEFAULT_NAMESPACE, value_parser = namespace)]
     pub(crate) namespace: String,
 }
 
@@ -53,22 +53,42 @@ pub(crate) struct Api {
 impl KubeArgs {
     /// Reads the kubeconfig; asks no cluster anything.
     pub(crate) fn contexts(&self) -> Result<Contexts, MeshError> {
-        let read = match &self.kubeconfig {
+        Contexts::read(self.kubeconfig.as_deref(), &self.namespace)
+    }
+}
+
+/// As the API server would refuse it, but before anything is asked: a slip is no path.
+fn namespace(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let sound = !text.is_empty() && text.len() <= 63 && text.chars().all(allowed);
+    if sound && !text.starts_with('-') && !text.ends_with('-') {
+        return Ok(text.to_owned());
+    }
+    Err("a namespace is named by 1 to 63 of a-z, 0-9 and -, and neither begins nor ends with -".to_owned())
+}
+
+impl Contexts {
+    /// The kubeconfig in this file, or wherever `kubectl` has it; Isthmus is in this namespace of every cluster.
+    pub(crate) fn read(file: Option<&Path>, namespace: &str) -> Result<Self, MeshError> {
+        let read = match file {
             Some(path) => Kubeconfig::read_from(path),
             None => Kubeconfig::read(),
         };
         let kubeconfig = read.map_err(|error| {
-            let which = match &self.kubeconfig {
+            let which = match file {
                 Some(path) => path.display().to_string(),
                 None => std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".into()),
             };
-            MeshError::Kubeconfig { which, why: chain(&error) }
+            let why = match &error {
+                // It names the file once more, in quotes of two kinds.
+                KubeconfigError::ReadConfig(why, _) => why.to_string(),
+                other => chain(other),
+            };
+            MeshError::Kubeconfig { which, why }
         })?;
-        Ok(Contexts { kubeconfig, namespace: self.namespace.clone() })
+        Ok(Self { kubeconfig, namespace: namespace.to_owned() })
     }
-}
 
-impl Contexts {
     /// The context that `kubectl` would use.
     pub(crate) fn current(&self) -> Result<String, MeshError> {
         let current = self.kubeconfig.current_context.clone().filter(|name| !name.is_empty());

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
+use clustermesh_apiserver::troubleshoot::Outcome;
 use futures::future::join_all;
 use isthmus_crds::peer::Relation;
-use isthmus_crds::{ClusterPeer, PeerRelation, PeerSource};
+use isthmus_crds::{ClusterPeer, PeerRelation, PeerSource, names};
 use isthmus_wire::ClusterName;
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
@@ -20,14 +21,15 @@ use super::exchange::{about, is_ours, maker};
 use super::facts::{self, Published};
 use super::topology::{ConnectionMode, links};
 use super::wait::{self, End, Goal, Wait};
-use crate::output::{Format, duration, json, note};
+use crate::output::{Format, duration, json, note, signs};
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("destinations").required(true).multiple(true))]
 #[command(after_help = "Examples:
   # Both clusters stop reading from each other
   isthmus disconnect --context kind-alpha --destination-context kind-beta
 
-  # The source stops reading from the destination, which lets it in no more unless it reads from the source
+  # The source stops reading from the destination, which then lets it in no more
   isthmus disconnect --context a --destination-context b --connection-mode unicast
 
   # The other cluster is gone, or its API cannot be reached
@@ -37,8 +39,8 @@ use crate::output::{Format, duration, json, note};
   isthmus disconnect --context a --destination-context b --delete
 
 Clients of global services are given time to move to other backends before a peer's are removed, which takes minutes.
-Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again. With
---connection-mode unicast the other direction goes on as it was: a cluster that is still read from lets the reader in
+Without --delete the Secrets stay, annotated isthmus.io/connect: \"false\", and `isthmus connect` connects again. With \
+--connection-mode unicast the other direction goes on as it was: a cluster that is still read from lets the reader in \
 (isthmus.io/admit: \"true\"), also with --delete.
 The exit status is 0 if nothing of the peers is left (or --wait=false).")]
 pub(crate) struct DisconnectArgs {
@@ -46,10 +48,10 @@ pub(crate) struct DisconnectArgs {
     #[arg(long)]
     context: Option<String>,
     /// Contexts of the destination clusters, separated by commas
-    #[arg(long, value_delimiter = ',', required_unless_present = "destination_cluster")]
+    #[arg(long, value_delimiter = ',', value_name = "CONTEXT", group = "destinations")]
     destination_context: Vec<String>,
     /// Names of destination clusters that need not be reachable: the source's side alone is changed
-    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME", group = "destinations")]
     destination_cluster: Vec<ClusterName>,
     /// Who is to stop reading from whom
     #[arg(long, value_enum, default_value_t = ConnectionMode::Bidirectional)]
@@ -69,6 +71,13 @@ pub(crate) struct DisconnectArgs {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+impl DisconnectArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Format::Json
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -100,6 +109,22 @@ enum Change {
     Admitted,
     Deleted,
     Unchanged,
+    /// It was to be changed, and was not: it was refused, or not tried after another one was.
+    Kept,
+    /// It was to be changed, and no answer came.
+    Unknown,
+}
+
+impl Change {
+    /// What comes of a step that is carried out.
+    fn of(step: Step) -> Self {
+        match step {
+            Step::Nothing => Self::Unchanged,
+            Step::Delete => Self::Deleted,
+            Step::Relate(Relation::Admitted) => Self::Admitted,
+            Step::Relate(_) => Self::Disconnected,
+        }
+    }
 }
 
 /// A cluster that is to be less to a peer than it was.
@@ -108,6 +133,8 @@ struct Task<'a> {
     peer: ClusterName,
     /// Those about the peer. There may be two of them, and both have to go.
     secrets: Vec<Secret>,
+    /// Names of those about others, in case it is a slip.
+    others: Vec<String>,
     ends: Ends,
 }
 
@@ -139,6 +166,7 @@ impl Ends {
 }
 
 /// What is to be done to a Secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Nothing,
     Relate(Relation),
@@ -161,6 +189,30 @@ impl Task<'_> {
         all.max().unwrap_or(Relation::Apart)
     }
 
+    /// Its Secrets; or once none, where nothing is known of the peer.
+    fn each(&self) -> impl Iterator<Item = Option<&Secret>> {
+        let none = self.secrets.is_empty().then_some(None);
+        none.into_iter().chain(self.secrets.iter().map(Some))
+    }
+
+    async fn carry_out(&self, secret: &Secret, step: Step) -> Result<(), Refusal> {
+        match step {
+            Step::Nothing => Ok(()),
+            Step::Relate(left) => apply::relate(self.api, secret, left, false).await,
+            Step::Delete => apply::delete(self.api, secret, false).await,
+        }
+    }
+
+    fn written(&self, secret: Option<&Secret>, change: Change) -> Written {
+        Written {
+            context: self.api.context.clone(),
+            namespace: self.api.namespace.clone(),
+            name: secret.map(ResourceExt::name_any),
+            peer: self.peer.clone(),
+            change,
+        }
+    }
+
     fn goal(&self) -> Option<Goal> {
         match self.leaves() {
             Relation::Apart => Some(Goal::Gone),
@@ -180,16 +232,11 @@ pub(crate) async fn run(args: DisconnectArgs) -> Result<ExitCode, MeshError> {
     let quiet = args.output == Format::Json;
     let tasks = tasks(&clusters, &args).await?;
     rehearse(&tasks, args.delete).await?;
-    let mut report = Report { gone: None, problem: None, secrets: Vec::new(), waiting: Vec::new() };
-    for task in &tasks {
-        let Err(refusal) = carry_out(task, args.delete, quiet, &mut report).await else { continue };
-        if quiet {
-            report.problem = Some(refusal.to_string());
-            json(&report);
-        } else {
-            note(&format!("isthmus: {refusal}"));
-            note("isthmus: what was changed before stays; give the command again to go on");
-        }
+    let (secrets, refused) = carry_out(&tasks, args.delete, quiet).await;
+    let mut report = Report { gone: None, problem: None, secrets, waiting: Vec::new() };
+    if let Some(refusal) = refused {
+        report.problem = Some(refusal.to_string());
+        halfway(&report, &refusal, quiet);
         return Ok(ExitCode::FAILURE);
     }
     if !args.wait {
@@ -219,13 +266,14 @@ struct Cluster {
 
 /// All must answer: half a disconnection would surprise.
 async fn open(contexts: &Contexts, names: &[String]) -> Result<Vec<Cluster>, MeshError> {
-    let opened = join_all(names.iter().map(async |context| {
+    let opened = join_all(names.iter().enumerate().map(async |(at, context)| {
         let api = contexts.open(context).await?;
-        let published = facts::published(&api).await.map_err(|refusal| {
-            MeshError::Invalid(format!(
+        let published = facts::published(&api).await.map_err(|refusal| match at {
+            0 => MeshError::Invalid(format!("{refusal}\nNothing was changed")),
+            _ => MeshError::Invalid(format!(
                 "{refusal}\nIf that cluster is gone for good, name it with --destination-cluster NAME instead; nothing \
                  was changed"
-            ))
+            )),
         })?;
         let name = match published {
             Published::Is(identity) => Some(identity.info.cluster.clone()),
@@ -243,6 +291,11 @@ async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec
     }
     let secrets =
         |at: usize, peer: &ClusterName| about(&known[at], peer).into_iter().cloned().collect::<Vec<_>>();
+    let others = |at: usize, peer: &ClusterName| {
+        let about = about(&known[at], peer);
+        let others = known[at].values().filter(|secret| !about.contains(secret));
+        others.map(ResourceExt::name_any).collect::<Vec<_>>()
+    };
     let one_way = args.connection_mode == ConnectionMode::Unicast;
     let mut tasks = Vec::new();
     for link in links(clusters.len(), args.connection_mode) {
@@ -256,11 +309,12 @@ async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec
             }
             _ => Ends::Admitting,
         };
-        tasks.push(Task { api: &told.api, peer: peer.clone(), secrets: secrets(link.told, peer), ends });
+        let (secrets, others) = (secrets(link.told, peer), others(link.told, peer));
+        tasks.push(Task { api: &told.api, peer: peer.clone(), secrets, others, ends });
     }
     for peer in &args.destination_cluster {
-        let secrets = secrets(0, peer);
-        tasks.push(Task { api: &clusters[0].api, peer: peer.clone(), secrets, ends: Ends::Everything });
+        let (secrets, others, ends) = (secrets(0, peer), others(0, peer), Ends::Everything);
+        tasks.push(Task { api: &clusters[0].api, peer: peer.clone(), secrets, others, ends });
     }
     Ok(tasks)
 }
@@ -268,9 +322,11 @@ async fn tasks<'a>(clusters: &'a [Cluster], args: &DisconnectArgs) -> Result<Vec
 fn name(cluster: &Cluster) -> Result<&ClusterName, MeshError> {
     cluster.name.as_ref().ok_or_else(|| {
         MeshError::Invalid(format!(
-            "context {}: its ConfigMap isthmus-cluster-info does not tell the cluster's name; name it with \
-             --destination-cluster NAME instead; nothing was changed",
-            cluster.api.context
+            "context {}: no ConfigMap {}/{} tells the cluster's name: give --namespace if Isthmus is in another one, or name the \
+             cluster with --destination-cluster NAME instead; nothing was changed",
+            cluster.api.context,
+            cluster.api.namespace,
+            names::CLUSTER_INFO
         ))
     })
 }
@@ -312,56 +368,73 @@ async fn is_from_a_file(task: &Task<'_>) -> Result<bool, MeshError> {
     }))
 }
 
-async fn carry_out(task: &Task<'_>, delete: bool, quiet: bool, report: &mut Report) -> Result<(), Refusal> {
-    let Task { api, peer, secrets, .. } = task;
-    let mut done = |name: Option<String>, change: Change| {
-        if !quiet {
-            note(&match (&name, change) {
-                (None, _) => format!("{}: has no Secret about {peer}", api.context),
-                (Some(name), Change::Unchanged) => {
-                    format!("{}: Secret {}/{name} unchanged", api.context, api.namespace)
+/// Changes one Secret after the other, up to the first that is refused. What became of each, and why that one was.
+async fn carry_out(tasks: &[Task<'_>], delete: bool, quiet: bool) -> (Vec<Written>, Option<Refusal>) {
+    let (mut all, mut refused) = (Vec::new(), None);
+    for (task, secret) in tasks.iter().flat_map(|task| task.each().map(move |secret| (task, secret))) {
+        let change = match secret.map(|secret| (secret, task.step(secret, delete))) {
+            None | Some((_, Step::Nothing)) => Change::Unchanged,
+            Some(_) if refused.is_some() => Change::Kept,
+            Some((secret, step)) => match task.carry_out(secret, step).await {
+                Ok(()) => Change::of(step),
+                Err(refusal) => {
+                    let answered = refusal.status().is_some();
+                    refused = Some(refusal);
+                    if answered { Change::Kept } else { Change::Unknown }
                 }
-                (Some(name), Change::Disconnected) => {
-                    format!("{}: Secret {}/{name} disconnected", api.context, api.namespace)
-                }
-                (Some(name), Change::Admitted) => format!(
-                    "{}: Secret {}/{name} lets {peer} in, which reads from here, and connects no more",
-                    api.context, api.namespace
-                ),
-                (Some(name), Change::Deleted) => {
-                    format!("{}: Secret {}/{name} deleted", api.context, api.namespace)
-                }
-            });
-        }
-        let (context, namespace) = (api.context.clone(), api.namespace.clone());
-        report.secrets.push(Written { context, namespace, name, peer: peer.clone(), change });
-    };
-    if secrets.is_empty() {
-        done(None, Change::Unchanged);
-    }
-    for secret in secrets {
-        let change = match task.step(secret, delete) {
-            Step::Delete => {
-                apply::delete(api, secret, false).await?;
-                Change::Deleted
-            }
-            Step::Nothing => Change::Unchanged,
-            Step::Relate(left) => {
-                apply::relate(api, secret, left, false).await?;
-                if left == Relation::Admitted { Change::Admitted } else { Change::Disconnected }
-            }
+            },
         };
-        done(Some(secret.name_any()), change);
-        if change != Change::Unchanged && !is_ours(secret) && !quiet {
-            note(&format!(
-                "‼ {}: Secret {} was made by {}, which may put it back: change it where it is kept, too",
-                api.context,
-                secret.name_any(),
-                maker(secret)
-            ));
+        let written = task.written(secret, change);
+        if !quiet {
+            tell(&written, secret, &task.others);
         }
+        all.push(written);
     }
-    Ok(())
+    (all, refused)
+}
+
+/// What became of a Secret, for people.
+fn tell(written: &Written, secret: Option<&Secret>, others: &[String]) {
+    let Written { context, namespace, peer, change, .. } = written;
+    let Some(name) = &written.name else {
+        let others = match others {
+            [] => "nor about any other peer".to_owned(),
+            others => format!("there are {}", others.join(", ")),
+        };
+        return note(&format!("{context}: has no Secret about {peer}; {others}"));
+    };
+    let says = match change {
+        Change::Unchanged => "unchanged".to_owned(),
+        Change::Disconnected => "disconnected".to_owned(),
+        Change::Admitted => format!("lets {peer} in, which reads from here, and connects no more"),
+        Change::Deleted => "deleted".to_owned(),
+        Change::Kept => "is as it was".to_owned(),
+        Change::Unknown => "may have been changed or not: there was no answer".to_owned(),
+    };
+    note(&format!("{context}: Secret {namespace}/{name} {says}"));
+    let changed = matches!(change, Change::Disconnected | Change::Admitted | Change::Deleted);
+    if let Some(secret) = secret.filter(|secret| changed && !is_ours(secret)) {
+        note(&format!(
+            "{} {context}: Secret {name} was made by {}, which may put it back: change it where it is kept, too",
+            signs().sign(Outcome::Warning),
+            maker(secret)
+        ));
+    }
+}
+
+/// Some of the Secrets say what they are to say, and others do not.
+fn halfway(report: &Report, refusal: &Refusal, quiet: bool) {
+    if quiet {
+        return json(report);
+    }
+    let done = |written: &&Written| !matches!(written.change, Change::Kept | Change::Unknown);
+    note(&format!("isthmus: {refusal}"));
+    note(&format!(
+        "isthmus: disconnected in part: {} of {} Secrets are as they are to be. Nothing of that is taken back. Give the same \
+         command again when this is mended: it does the rest, and can be given as often as it takes",
+        report.secrets.iter().filter(done).count(),
+        report.secrets.len()
+    ));
 }
 
 fn print(report: &Report, quiet: bool) {

@@ -55,6 +55,23 @@ pub(crate) enum MeshError {
     Usage(String),
 }
 
+impl MeshError {
+    /// What is wrong and what to do, for whoever names the context beside it.
+    pub(crate) fn in_context(&self) -> (String, String) {
+        match self {
+            Self::Api(refusal) => (refusal.problem(), refusal.advice()),
+            Self::NoSuchContext { known, .. } => {
+                ("the kubeconfig has no such context".to_owned(), format!("it has {}", list(known)))
+            }
+            Self::UnusableContext { context, why } => (
+                format!("the kubeconfig's entry cannot be used: {why}"),
+                format!("try `kubectl --context {context} version`"),
+            ),
+            other => (other.to_string(), "`kubectl config view` shows the kubeconfig".to_owned()),
+        }
+    }
+}
+
 /// An API server's refusal or silence, and what was being done.
 #[derive(Debug)]
 pub(crate) struct Refusal {

@@ -205,7 +205,12 @@ fn is_stranger(present: &Secret, wanted: &PeerSecret) -> bool {
 
 /// The Secrets about a cluster, whether or not they can be used.
 pub(crate) fn about<'a>(all: &'a BTreeMap<String, Secret>, cluster: &ClusterName) -> Vec<&'a Secret> {
-    all.values().filter(|secret| named(secret).is_some_and(|name| name == cluster.as_str())).collect()
+    let is_about = |secret: &&Secret| match named(secret).filter(|name| name.parse::<ClusterName>().is_ok()) {
+        Some(name) => name == cluster.as_str(),
+        // It names nobody. Whom it is meant for is in its own name, by which its ClusterPeer is called, too.
+        None => secret.name_any() == secret_name(cluster),
+    };
+    all.values().filter(is_about).collect()
 }
 
 fn says_of_admission(secret: &Secret) -> bool {

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use ipnet::IpNet;
-use isthmus_crds::peer::PEER_SECRET_TYPE;
+use isthmus_crds::peer::{PEER_SECRET_TYPE, Relation};
 use isthmus_crds::{ClusterInfo, ClusterPeer, names};
 use isthmus_node_agent::encryption::publication::PUBLIC_KEY;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
 use serde::Serialize;
@@ -375,6 +376,19 @@ pub(crate) async fn peer_secrets(api: &Api) -> Result<BTreeMap<String, Secret>, 
     let found = api.namespaced::<Secret>().list(&params).await.map_err(|error| api.refused(doing, error))?;
     let found = found.items.into_iter().filter(|secret| secret.type_.as_deref() == Some(PEER_SECRET_TYPE));
     Ok(found.map(|secret| (secret.name_any(), secret)).collect())
+}
+
+/// Names of Secrets that are annotated as a peer's and are not of the type of one: nobody takes note of them. Asked for without
+/// what is in them.
+pub(crate) async fn mistyped(api: &Api) -> Result<Vec<String>, Refusal> {
+    let params = ListParams::default().fields(&format!("type!={PEER_SECRET_TYPE}"));
+    let doing = format!("list Secrets in namespace {}", api.namespace);
+    let found = api.namespaced::<Secret>().list_metadata(&params).await;
+    let found = found.map_err(|error| api.refused(doing, error))?;
+    let asks = |metadata: &ObjectMeta| {
+        Relation::of(&Secret { metadata: metadata.clone(), ..Secret::default() }) > Relation::Apart
+    };
+    Ok(found.iter().filter(|secret| asks(&secret.metadata)).map(ResourceExt::name_any).collect())
 }
 
 async fn all<K>(api: &Api, kind: &kube::Api<K>, doing: &str) -> Result<Vec<K>, Refusal>

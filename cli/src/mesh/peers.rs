@@ -26,8 +26,8 @@ use crate::output::{age, json, note, table, word};
   # The names of the peers that are not ready
   isthmus peers -o json | jq -r '.peers[] | select(.ready == false) | .peer'
 
-AGE is the time since everything mirrored was last known to be complete; LAG counts the changes that are known of and
-not here yet. A peer with the relation Admitted may read from the cluster, which reads nothing from it: there is nothing
+AGE is the time since everything mirrored was last known to be complete; LAG counts the changes that are known of and \
+not here yet. A peer with the relation Admitted may read from the cluster, which reads nothing from it: there is nothing \
 that could be ready. The exit status is 0 if every other peer is ready.")]
 pub(crate) struct PeersArgs {
     /// Contexts, separated by commas; the current one when left out
@@ -38,6 +38,13 @@ pub(crate) struct PeersArgs {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
+}
+
+impl PeersArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Output::Json
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

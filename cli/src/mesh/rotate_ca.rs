@@ -42,13 +42,13 @@ const REFUSAL: Duration = Duration::from_secs(5);
   # Of a cluster that is connected to two others, in either direction
   isthmus rotate-ca --context kind-alpha --destination-context kind-beta,kind-gamma
 
-  # One of the peers cannot be reached: it is told later, by `isthmus connect`, and is disconnected until then
+  # One of the peers cannot be reached: it is cut off until `isthmus connect` tells it
   isthmus rotate-ca --context kind-alpha --destination-context kind-beta --without-peer gamma
 
   # Take a new CA back that has not issued anything yet
   isthmus rotate-ca --context kind-alpha --abort
 
-The new CA is trusted everywhere before it issues anything, and the old one until nothing of it is in use. That takes
+The new CA is trusted everywhere before it issues anything, and the old one until nothing of it is in use. That takes \
 minutes: files in pods change late. Interrupted, the command can be given again, and goes on where it was.")]
 pub(crate) struct RotateCaArgs {
     /// The context of the cluster; the current one when left out
@@ -74,6 +74,13 @@ pub(crate) struct RotateCaArgs {
     /// How to print it
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
+}
+
+impl RotateCaArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        self.output == Format::Json
+    }
 }
 
 #[derive(Debug, Serialize)]

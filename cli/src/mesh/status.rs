@@ -3,24 +3,24 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use futures::future::join_all;
+use isthmus_crds::peer::PEER_SECRET_TYPE;
 use isthmus_crds::{PeerRelation, names};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use serde::Serialize;
 
-use super::certificates::{Certificate, Validity, utc};
+use super::checks::Level;
 use super::contexts::{Api, Contexts};
 use super::error::{MeshError, Refusal};
-use super::facts::{self, Leader, Published, Workload};
+use super::expiry::{self, CertificateStatus, Concern, Judge, Kept};
+use super::facts::{self, Identity, Leader, Published, Workload};
 use super::peers::{PeerStatus, peer_table};
 use super::wait;
-use crate::output::{age, json, note, table};
+use crate::output::{age, json, note, signs, table};
 
 /// How often clusters are asked while waiting.
 const POLL: Duration = Duration::from_secs(1);
-/// A CA that ends within this time is a problem: peers have to be told of the next one before.
-const SOON: TimeDelta = TimeDelta::days(14);
 
 /// What is to be shown, and how.
 pub(crate) struct Request {
@@ -35,6 +35,7 @@ pub(crate) struct Request {
 /// All clusters.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// Whether nothing failed. Warnings are no failure.
     healthy: bool,
     clusters: Vec<ClusterStatus>,
     problems: Vec<Problem>,
@@ -53,6 +54,8 @@ struct ClusterStatus {
     leader: Option<Leader>,
     /// When the last of the cluster's CAs ends.
     ca_ends: Option<DateTime<Utc>>,
+    /// As far as they may be looked at.
+    certificates: Vec<CertificateStatus>,
     peers: Vec<PeerStatus>,
 }
 
@@ -65,6 +68,7 @@ struct Replicas {
 /// Something that is not well, and where to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Problem {
+    level: Level,
     context: String,
     problem: String,
     hint: String,
@@ -107,14 +111,14 @@ impl Report {
         let asked = join_all(names.iter().map(async |name| match contexts.open(name).await {
             Ok(api) => Answers::ask(&api).await.judge(),
             Err(error) => {
-                let hint = "`kubectl config get-contexts` lists contexts".to_owned();
-                let problem = Problem { context: name.clone(), problem: error.to_string(), hint };
+                let (problem, hint) = error.in_context();
+                let problem = Problem { level: Level::Error, context: name.clone(), problem, hint };
                 (ClusterStatus { context: name.clone(), ..ClusterStatus::default() }, vec![problem])
             }
         }));
         let (clusters, problems): (Vec<_>, Vec<_>) = asked.await.into_iter().unzip();
         let problems: Vec<Problem> = problems.into_iter().flatten().collect();
-        Self { healthy: problems.is_empty(), clusters, problems }
+        Self { healthy: problems.iter().all(|problem| problem.level != Level::Error), clusters, problems }
     }
 }
 
@@ -128,20 +132,28 @@ struct Answers {
     agents: Result<Option<Replicas>, Refusal>,
     leader: Result<Option<Leader>, Refusal>,
     peers: Result<Vec<PeerStatus>, Refusal>,
+    certificates: Kept,
+    /// Secrets that nobody takes note of.
+    mistyped: Vec<String>,
 }
 
 impl Answers {
     async fn ask(api: &Api) -> Self {
-        let (published, apiserver, agents, leader, peers) = tokio::join!(
+        let (published, apiserver, agents, leader, peers, certificates, mistyped) = tokio::join!(
             facts::published(api),
             facts::apiserver(api),
             agents(api),
             facts::leader(api),
             wait::peers(api),
+            Kept::ask(api),
+            facts::mistyped(api),
         );
+        // Who may not list Secrets is told so about certificates.
+        let mistyped = mistyped.unwrap_or_default();
         let peers = peers.map(|peers| peers.iter().map(|peer| PeerStatus::of(&api.context, peer)).collect());
         let (context, namespace) = (api.context.clone(), api.namespace.clone());
-        Self { context, namespace, now: Utc::now(), published, apiserver, agents, leader, peers }
+        let now = Utc::now();
+        Self { context, namespace, now, published, apiserver, agents, leader, peers, certificates, mistyped }
     }
 
     fn judge(self) -> (ClusterStatus, Vec<Problem>) {
@@ -149,8 +161,13 @@ impl Answers {
         let mut status = ClusterStatus { context: self.context.clone(), ..ClusterStatus::default() };
         let mut problems =
             Problems { context: self.context, namespace: self.namespace, kubectl, found: Vec::new() };
-        if let Some(published) = problems.answer(self.published) {
-            problems.of_published(&published, self.now, &mut status);
+        let published =
+            problems.answer(self.published).and_then(|published| problems.of_published(published));
+        if let Some(identity) = &published {
+            status.cluster = Some(identity.info.cluster.to_string());
+            status.id = Some(identity.info.id.number());
+            status.version = Some(identity.info.version.clone());
+            status.ca_ends = identity.authorities.iter().map(|ca| ca.not_after).max();
         }
         let leader = problems.answer(self.leader).flatten();
         if let Some(workload) = problems.answer(self.apiserver) {
@@ -177,6 +194,8 @@ impl Answers {
                 troubleshoot(&peer.peer, &problems.context, &problems.namespace),
             );
         }
+        self.mistyped.iter().for_each(|name| problems.of_mistyped(name));
+        status.certificates = problems.of_certificates(published.as_deref(), &self.certificates, self.now);
         // A cluster that does not answer would say so to every question.
         problems.found.dedup_by(|a, b| a.hint == b.hint && a.problem.ends_with(after_colon(&b.problem)));
         (status, problems.found)
@@ -206,7 +225,7 @@ struct Problems {
 
 impl Problems {
     fn add(&mut self, problem: String, hint: String) {
-        self.found.push(Problem { context: self.context.clone(), problem, hint });
+        self.found.push(Problem { level: Level::Error, context: self.context.clone(), problem, hint });
     }
 
     fn answer<T>(&mut self, answer: Result<T, Refusal>) -> Option<T> {
@@ -217,18 +236,10 @@ impl Problems {
         format!("{} logs -l app.kubernetes.io/name={} --prefix", self.kubectl, names::APISERVER)
     }
 
-    fn of_published(&mut self, published: &Published, now: DateTime<Utc>, status: &mut ClusterStatus) {
+    fn of_published(&mut self, published: Published) -> Option<Box<Identity>> {
         let map = format!("ConfigMap {}/{}", self.namespace, names::CLUSTER_INFO);
         match published {
-            Published::Is(identity) => {
-                status.cluster = Some(identity.info.cluster.to_string());
-                status.id = Some(identity.info.id.number());
-                status.version = Some(identity.info.version.clone());
-                if let Some(last) = identity.authorities.iter().max_by_key(|ca| ca.not_after) {
-                    status.ca_ends = Some(last.not_after);
-                    self.of_authority(last, now);
-                }
-            }
+            Published::Is(identity) => return Some(identity),
             Published::Broken(why) => self.add(format!("{map}: {why}"), self.logs()),
             Published::Missing => self.add(
                 format!("there is no {map}"),
@@ -236,23 +247,25 @@ impl Problems {
             ),
             Published::Unknown => {}
         }
+        None
     }
 
-    fn of_authority(&mut self, last: &Certificate, now: DateTime<Utc>) {
-        let rotate = format!("isthmus rotate-ca --context {}", self.context);
-        match last.at(now) {
-            Validity::Over => {
-                self.add(format!("the CA ({last}) has expired: it is {} here", utc(now)), rotate)
-            }
-            Validity::NotYet => self.add(
-                format!("the CA ({last}) is not valid yet: it is {} here", utc(now)),
-                "compare the clocks".into(),
-            ),
-            Validity::Valid if last.not_after - now < SOON => {
-                self.add(format!("the CA ends on {}", utc(last.not_after)), rotate);
-            }
-            Validity::Valid => {}
-        }
+    fn of_certificates(
+        &mut self,
+        published: Option<&Identity>,
+        kept: &Kept,
+        now: DateTime<Utc>,
+    ) -> Vec<CertificateStatus> {
+        let judge = Judge { context: &self.context, namespace: &self.namespace, now, published };
+        let (certificates, concerns) = judge.judge(kept);
+        let problem = |Concern { level, problem, hint }| Problem {
+            level,
+            context: self.context.clone(),
+            problem,
+            hint,
+        };
+        self.found.extend(concerns.into_iter().map(problem));
+        certificates
     }
 
     fn of_apiserver(&mut self, workload: Option<&Workload>, leader: Option<&Leader>) {
@@ -282,6 +295,16 @@ impl Problems {
         }
     }
 
+    fn of_mistyped(&mut self, name: &str) {
+        self.add(
+            format!(
+                "Secret {}/{name} is annotated as a peer's, and is not of type {PEER_SECRET_TYPE}: nobody takes note of it",
+                self.namespace
+            ),
+            format!("a Secret's type cannot be changed: make it anew with --type {PEER_SECRET_TYPE}"),
+        );
+    }
+
     fn of_leader(&mut self, leader: &Leader) {
         if !leader.is_there() {
             self.add(
@@ -309,17 +332,8 @@ async fn agents(api: &Api) -> Result<Option<Replicas>, Refusal> {
 }
 
 fn print(report: &Report) {
-    let mut clusters = table(&[
-        "CONTEXT",
-        "CLUSTER",
-        "ID",
-        "VERSION",
-        "APISERVER",
-        "LEADER",
-        "NODE-AGENTS",
-        "CA ENDS",
-        "PEERS READY",
-    ]);
+    let mut clusters =
+        table(&["CONTEXT", "CLUSTER", "ID", "VERSION", "APISERVER", "LEADER", "NODE-AGENTS", "PEERS READY"]);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let replicas =
         |replicas: Option<Replicas>| or_dash(replicas.map(|r| format!("{}/{}", r.ready, r.desired)));
@@ -332,7 +346,6 @@ fn print(report: &Report) {
             replicas(cluster.apiserver),
             or_dash(cluster.leader.as_ref().map(|leader| leader.holder.clone())),
             replicas(cluster.agents),
-            or_dash(cluster.ca_ends.map(|end| end.format("%Y-%m-%d").to_string())),
             readiness(&cluster.peers),
         ]);
     }
@@ -341,13 +354,26 @@ fn print(report: &Report) {
     if !peers.is_empty() {
         say!("{}\n", peer_table(&peers, false));
     }
-    if report.problems.is_empty() {
-        say!("All is well.");
-        return;
+    let mut certificates = table(&expiry::HEADER);
+    for cluster in &report.clusters {
+        let shown = expiry::worth_showing(&cluster.certificates);
+        certificates.add_rows(shown.map(|certificate| certificate.row(&cluster.context)));
     }
-    say!("Not well:");
-    for (number, Problem { context, problem, hint }) in (1..).zip(&report.problems) {
-        say!("  {number}. {context}: {problem}\n     → {hint}");
+    if !certificates.is_empty() {
+        say!("{certificates}\n");
+    }
+    say!(
+        "{}",
+        match (report.healthy, report.problems.is_empty()) {
+            (true, true) => "All is well.",
+            (true, false) => "Well, but somebody should look at this:",
+            (false, _) => "Not well:",
+        }
+    );
+    let signs = signs();
+    for (number, Problem { level, context, problem, hint }) in (1..).zip(&report.problems) {
+        let sign = signs.sign((*level).into());
+        say!("  {number}. {sign} {context}: {problem}\n     {} {hint}", signs.arrow());
     }
 }
 
@@ -374,6 +400,8 @@ mod tests {
             agents: Ok(Some(Replicas { ready: 2, desired: 2 })),
             leader: Ok(Some(Leader { holder: "a".into(), renewed_seconds: 2.0, lease_seconds: 15 })),
             peers: Ok(Vec::new()),
+            certificates: Kept::default(),
+            mistyped: Vec::new(),
         }
     }
 

@@ -20,6 +20,7 @@ use self::nodes::Silent;
 use self::place::{Daemon, Found, NoAnswer, Place};
 use crate::mesh::MeshError;
 use crate::mesh::contexts::KubeArgs;
+use crate::output::{json, signs};
 
 const EXAMPLES: &str = "Examples:
   # Everything about the clusters of the lab that is kept
@@ -30,7 +31,8 @@ const EXAMPLES: &str = "Examples:
   isthmus troubleshoot --context kind-alpha,kind-beta
 
   # On a machine whose daemons run with --api-socket
-  isthmus troubleshoot --apiserver-socket /run/isthmus/apiserver.sock --agent-socket /run/isthmus/agent.sock
+  isthmus troubleshoot --apiserver-socket /run/isthmus/apiserver.sock \\
+    --agent-socket /run/isthmus/agent.sock
 
   # From here, without a running apiserver and without Kubernetes
   isthmus troubleshoot --config ./beta.yaml
@@ -93,20 +95,10 @@ struct Everything {
 
 /// Asks, prints, and says by its exit status what was found.
 pub(crate) async fn run(args: TroubleshootArgs) -> Result<ExitCode> {
-    let everything = match ask(&args).await {
-        Ok(everything) => everything,
-        Err(error) => {
-            use std::io::Write as _;
-            let _ = writeln!(std::io::stderr(), "isthmus: {error}");
-            return Ok(ExitCode::from(2));
-        }
-    };
+    let everything = ask(&args).await?;
     match args.output {
-        Output::Json => {
-            let text = serde_json::to_string_pretty(&everything);
-            say!("{}", text.map_err(|error| LabError::invalid(error.to_string()))?);
-        }
-        Output::Text => print(&everything, signs(&args)),
+        Output::Json => json(&everything),
+        Output::Text => print(&everything, if args.ascii { Signs::Ascii } else { signs() }),
     }
     Ok(if everything.outcome == Outcome::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -171,6 +163,11 @@ async fn from_here(args: &TroubleshootArgs) -> Result<Report> {
 }
 
 impl TroubleshootArgs {
+    /// Whether a program reads what it prints.
+    pub(crate) fn prints_json(&self) -> bool {
+        matches!(self.output, Output::Json)
+    }
+
     fn means_kubernetes(&self) -> bool {
         if self.lab.is_some() || !self.apiserver_socket.is_empty() || !self.agent_socket.is_empty() {
             return false;
@@ -254,14 +251,6 @@ async fn report(apiserver: &Daemon, peers: &[String]) -> std::result::Result<Opt
 
 async fn reach(agent: &Daemon) -> std::result::Result<ReachReport, NoAnswer> {
     agent.ask("/v1/probe").await
-}
-
-fn signs(args: &TroubleshootArgs) -> Signs {
-    if args.ascii {
-        return Signs::Ascii;
-    }
-    let variables = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| std::env::var(name).ok());
-    Signs::of_locale(variables.iter().map(Option::as_deref))
 }
 
 fn print(everything: &Everything, signs: Signs) {

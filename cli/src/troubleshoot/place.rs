@@ -89,8 +89,13 @@ pub(super) async fn in_cluster(contexts: &Contexts, context: &str) -> std::resul
     match apiservers {
         Ok(apiservers) if apiservers.is_empty() => found.missing.push(format!(
             "context {context}: no {} runs in the namespace {namespace}; look at `kubectl --context {context} -n \
-             {namespace} get pods`, or give --namespace",
+             {namespace} get pods`, or give --namespace{}",
             names::APISERVER,
+            // Whose context may be one of a lab's.
+            match isthmus_lab::state::labs().is_empty() {
+                true => "",
+                false => "; the daemons of a lab are in no pods: leave out --context",
+            },
             namespace = api.namespace
         )),
         Ok(apiservers) => found.apiservers = apiservers,

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod real;
+mod refusing;
 
 use std::process::Output;
 
@@ -17,6 +18,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use cluster::{Cluster, DEADLINE, NAMESPACE, Setup, info};
+use refusing::refusing;
 
 const ALPHA: Setup = Setup { name: "alpha", id: 1, net: 1 };
 const BETA: Setup = Setup { name: "beta", id: 2, net: 2 };
@@ -77,10 +79,24 @@ impl World {
         Self { alpha, beta, folder }
     }
 
+    /// From now on a cluster's API server is elsewhere.
+    fn lead(&self, cluster: &str, server: &str) {
+        let file = self.folder.path().join("config");
+        let mut kubeconfig: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let clusters = kubeconfig["clusters"].as_array_mut().unwrap();
+        let named = clusters.iter_mut().find(|named| named["name"] == cluster).unwrap();
+        named["cluster"]["server"] = json!(server);
+        std::fs::write(file, kubeconfig.to_string()).unwrap();
+    }
+
     fn command(&self, args: &str) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_isthmus"));
         command.args(args.split_whitespace()).env("KUBECONFIG", self.folder.path().join("config"));
-        command.env_remove("ISTHMUS_NAMESPACE").stdin(std::process::Stdio::null()).kill_on_drop(true);
+        command
+            .env_remove("ISTHMUS_NAMESPACE")
+            .env("LC_ALL", "C.UTF-8")
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true);
         command
     }
 
@@ -270,13 +286,240 @@ async fn clusters_that_are_not_there_are_named_with_what_to_do() {
         "✗ kind-gone: cannot ask for the version: http://127.0.0.1:",
         "refuses connections",
         "is the cluster running",
-        "the kubeconfig has no such context; it has kind-alpha, kind-beta, kind-gone",
+        "✗ kind-none: the kubeconfig has no such context\n    → it has kind-alpha, kind-beta, kind-gone",
     ]);
     let twice = world.isthmus("connect --context kind-alpha --destination-context kind-alpha").await;
     assert_eq!(twice.code, 2, "{twice}");
     assert_eq!(world.isthmus("connect").await.code, 2);
     let status = world.isthmus("status --context kind-gone").await;
     assert!(status.code == 1 && status.out.contains("refuses connections"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disconnection_that_is_refused_halfway_tells_what_is_done_and_goes_on_when_it_is_given_again() {
+    use Relation::{Apart, Connected};
+    let world = World::start().await;
+    // As by rights that are taken away between the rehearsal and the write.
+    let refusing = refusing(&world.beta.server, |asked| asked.writes() && !asked.is_rehearsal()).await;
+    for (command, left) in [(DISCONNECT.to_owned(), Some(Apart)), (format!("{DISCONNECT} --delete"), None)] {
+        world.lead("beta", &world.beta.server);
+        assert_eq!(world.isthmus(CONNECT).await.code, 0);
+        world.lead("beta", &refusing);
+        let half = world.isthmus(&command).await;
+        half.fails_saying(&[
+            "kind-beta: Secret isthmus-system/peer-alpha is as it was",
+            "isthmus: context kind-beta: cannot",
+            "is forbidden",
+            "kubectl --context kind-beta auth can-i --list",
+            "disconnected in part: 1 of 2 Secrets are as they are to be",
+            "Give the same command again",
+        ]);
+        assert_eq!(half.out, "", "nothing claims that it is done: {half}");
+        assert_eq!(relations(&world).await, (left, Some(Connected)), "{half}");
+
+        // The same for programs; and what is done already is no reason to refuse it.
+        let again = world.isthmus(&format!("{command} -o json")).await;
+        let report = again.json();
+        assert_eq!((again.code, &report["gone"]), (1, &Value::Null), "{again}");
+        assert!(report["problem"].as_str().unwrap().contains("is forbidden"), "{again}");
+        let changes: Vec<_> =
+            report["secrets"].as_array().unwrap().iter().map(|secret| &secret["change"]).collect();
+        assert_eq!(changes, ["unchanged", "kept"], "{again}");
+
+        world.lead("beta", &world.beta.server);
+        let rest = world.isthmus(&command).await;
+        assert_eq!(rest.code, 0, "{rest}");
+        assert_eq!(relations(&world).await, (left, left), "{rest}");
+        assert!(world.alpha.peers().await.is_empty() && world.beta.peers().await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_nobody_takes_note_of_is_pointed_out() {
+    let world = World::start().await;
+    let annotations = json!({CONNECT_ANNOTATION: "true"});
+    let slip = json!({"metadata": {"name": "peer-beta", "annotations": annotations}, "stringData": {"cluster-name": "beta"}});
+    world.alpha.create::<Secret>(slip).await;
+    let status = world.isthmus("status --context kind-alpha").await;
+    let says = "Secret isthmus-system/peer-beta is annotated as a peer's, and is not of type isthmus.io/peer";
+    assert!(status.code == 1 && status.out.contains(says), "{status}");
+    for force in ["", "--force"] {
+        world.isthmus(&format!("{CONNECT} {force}")).await.fails_saying(&[
+            "✗ kind-alpha: Secret isthmus-system/peer-beta is there and of another type",
+            "kubectl --context kind-alpha -n isthmus-system delete secret peer-beta",
+            "nothing was written",
+        ]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_cannot_be_used_can_be_disconnected_and_a_slip_is_not_taken_for_a_peer() {
+    let world = World::start().await;
+    world
+        .alpha
+        .create::<Secret>(json!({
+            "metadata": {"name": "peer-delta", "annotations": {CONNECT_ANNOTATION: "true"}},
+            "type": "isthmus.io/peer", "stringData": {"cluster-name": "Delta"},
+        }))
+        .await;
+    let slip = world.isthmus("disconnect --destination-cluster detla").await;
+    assert!(slip.code == 0 && slip.err.contains("has no Secret about detla; there are peer-delta"), "{slip}");
+    let apart = world.isthmus("disconnect --destination-cluster delta").await;
+    assert!(apart.code == 0 && apart.err.contains("peer-delta disconnected"), "{apart}");
+    let either = world.isthmus("disconnect").await;
+    assert!(either.code == 2 && either.err.contains("--destination-cluster"), "{either}");
+    for wrong in ["", "Mesh", "a/b", "-a"] {
+        let mut command = world.command("peers");
+        let output = command.args([format!("--namespace={wrong}")]).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+}
+
+/// A Secret with a certificate that began so many days ago and ends in so many, and with its key.
+fn certificate(name: &str, began: u64, ends: i64) -> (Value, String) {
+    let day = 24 * 60 * 60;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "clustermesh-apiserver.cilium.io");
+    let now = chrono::Utc::now();
+    params.not_before =
+        std::time::SystemTime::from(now - chrono::TimeDelta::seconds(day * began.cast_signed())).into();
+    params.not_after = std::time::SystemTime::from(now + chrono::TimeDelta::seconds(day * ends)).into();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let secret = json!({
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "isthmus"}}, "type": "kubernetes.io/tls",
+        "stringData": {"tls.crt": pem, "tls.key": key.serialize_pem(), "ca.crt": pem},
+    });
+    (secret, key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_certificates_are_valid_is_told_and_no_key_is() {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let world = World::start().await;
+    let (gateway, key) = certificate("clustermesh-apiserver-server-cert", 10, 80);
+    world.alpha.create::<Secret>(gateway).await;
+    let (relay, _) = certificate("clustermesh-apiserver-remote-cert", 64, 26);
+    world.alpha.create::<Secret>(relay).await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+
+    let status = world.isthmus("status --context kind-alpha").await;
+    assert_eq!(status.code, 0, "what is overdue still works: {status}");
+    for said in [
+        "Well, but somebody should look at this:",
+        "1. ‼ kind-alpha: the certificate of the relay",
+        "has not been renewed, although two thirds of its life are over",
+        "kubectl --context kind-alpha -n isthmus-system logs -l app.kubernetes.io/name=clustermesh-apiserver",
+    ] {
+        assert!(status.out.contains(said), "it says {said:?}: {status}");
+    }
+    for (role, left, stage) in [
+        ("gateway", "80d", "valid"),
+        ("relay", "26d", "overdue"),
+        ("authority", "", "valid"),
+        ("peer-authority", "", "valid"),
+    ] {
+        let row = status.out.lines().find(|line| line.split_whitespace().nth(1) == Some(role));
+        let row = row.unwrap_or_else(|| panic!("a row for {role}: {status}"));
+        assert!(row.contains(left) && row.contains(stage), "{row}");
+    }
+
+    let json = world.isthmus("status --context kind-alpha -o json").await;
+    let report = json.json();
+    assert_eq!(
+        (&report["healthy"], &report["problems"][0]["level"]),
+        (&json!(true), &json!("warning")),
+        "{json}"
+    );
+    let all = report["clusters"][0]["certificates"].as_array().unwrap();
+    let relay = all.iter().find(|one| one["role"] == "relay").unwrap();
+    assert_eq!(
+        (&relay["stage"], &relay["keptIn"]),
+        (&json!("overdue"), &json!("Secret clustermesh-apiserver-remote-cert")),
+        "{json}"
+    );
+    let until = relay["notAfter"].as_str().unwrap();
+    let until = chrono::DateTime::parse_from_rfc3339(until).expect("RFC 3339").to_utc() - chrono::Utc::now();
+    assert!((25..=26).contains(&until.num_days()), "{json}");
+    let beta = all.iter().find(|one| one["role"] == "peer-authority").unwrap();
+    assert_eq!((&beta["peer"], &beta["subject"]), (&json!("beta"), &json!("CA of beta")), "{json}");
+
+    let line = key.lines().nth(1).unwrap();
+    for secret in ["PRIVATE KEY", line, &STANDARD.encode(&key)[..64]] {
+        for answer in [&status, &json] {
+            assert!(!answer.to_string().contains(secret), "{answer}");
+        }
+    }
+
+    let (expired, _) = certificate("isthmus-node-agent-cert", 90, -1);
+    world.alpha.create::<Secret>(expired).await;
+    let status = world.isthmus("status --context kind-alpha").await;
+    assert!(status.code == 1 && status.out.contains("Not well:"), "{status}");
+    let says = "✗ kind-alpha: the certificate of the node-agents";
+    assert!(status.out.contains(says) && status.out.contains("has expired: it is"), "{status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_read_secrets_is_told_which_right_is_missing_and_sees_the_rest() {
+    let world = World::start().await;
+    assert_eq!(world.isthmus(CONNECT).await.code, 0);
+    world.lead("alpha", &refusing(&world.alpha.server, refusing::Asked::is_about_secrets).await);
+    let status = world.isthmus("status --context kind-alpha").await;
+    assert_eq!(status.code, 0, "that is no failure: {status}");
+    for said in [
+        "‼ kind-alpha: not all certificates are looked at: cannot get Secret isthmus-system/clustermesh-apiserver-server-cert: ",
+        "is forbidden",
+        "(nor 5 more)",
+        "ask for the right to get and list secrets in namespace isthmus-system",
+        "ConfigMap isthmus-cluster-info",
+        "https://172.18.2.1:32379",
+    ] {
+        assert!(status.out.contains(said), "it says {said:?}: {status}");
+    }
+    assert_eq!(status.out.matches("is forbidden").count(), 1, "once: {status}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_get_a_document_also_where_nothing_could_be_done() {
+    let world = World::start().await;
+    let file = world.folder.path().join("broken");
+    std::fs::write(&file, "apiVersion: [").unwrap();
+    let broken = format!("--kubeconfig {}", file.display());
+    let commands = [
+        (format!("connect --destination-context kind-beta {broken}"), 1),
+        (format!("disconnect --destination-context kind-beta {broken}"), 1),
+        (format!("peers {broken}"), 1),
+        (format!("status {broken}"), 1),
+        (format!("rotate-ca {broken}"), 1),
+        (format!("rotate-key node-1 {broken}"), 1),
+        (format!("troubleshoot {broken}"), 2),
+        ("disconnect --destination-context kind-none".to_owned(), 1),
+        ("rotate-ca --context kind-none".to_owned(), 1),
+        ("rotate-key node-1 --context kind-none".to_owned(), 1),
+        ("troubleshoot --context kind-none".to_owned(), 2),
+        ("connect --context kind-alpha --destination-context kind-alpha".to_owned(), 2),
+        ("explain alpha/a beta/b 80 --lab no-such-lab".to_owned(), 2),
+        ("explain alpha/a beta/b 80 --socket /nonexistent".to_owned(), 2),
+        ("monitor --lab no-such-lab".to_owned(), 2),
+        ("monitor --ip nonsense".to_owned(), 2),
+        ("status --lab no-such-lab".to_owned(), 1),
+    ];
+    for (command, code) in commands {
+        let answer = world.isthmus(&format!("{command} -o json")).await;
+        assert_eq!(answer.code, code, "{command}: {answer}");
+        let error =
+            answer.json()["error"].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_owned();
+        assert_eq!(answer.err, format!("isthmus: {error}\n"), "people read the same: {command}");
+        let text = world.isthmus(&command).await;
+        assert_eq!((text.out.as_str(), &text.err), ("", &answer.err), "{command}");
+    }
+    let run = world.isthmus("lab run /nonexistent --report json").await;
+    assert!(run.json()["error"].as_str().unwrap().contains("/nonexistent"), "{run}");
+    // What cannot be asked of a cluster is part of the report, in which others have answered.
+    for command in ["peers", "status"] {
+        let answer = world.isthmus(&format!("{command} --context kind-alpha,kind-none -o json")).await;
+        assert_eq!((answer.code, &answer.json()["error"]), (1, &Value::Null), "{answer}");
+    }
 }
 
 /// A proxy that leads to one address, whatever it is asked for. Where it listens.

@@ -87,6 +87,23 @@ async fn real_apiservers_are_connected_get_another_ca_and_are_taken_apart() {
     let status = world.isthmus("status --context kind-alpha,kind-beta -o json").await;
     assert_eq!(status.code, 0, "{status}");
     assert_eq!(status.json()["clusters"][0]["leader"]["holder"], "alpha-0");
+    assert_eq!(status.json()["problems"], json!([]), "{status}");
+    let status = status.json();
+    let certificates = status["clusters"][0]["certificates"].as_array().unwrap();
+    let told: Vec<_> = certificates.iter().map(|one| (&one["role"], &one["subject"], &one["left"])).collect();
+    let expected = [
+        ("authority", "Isthmus CA alpha", "3650d"),
+        ("gateway", "clustermesh-apiserver.cilium.io", "90d"),
+        ("relay", "remote-alpha", "90d"),
+        ("node-agents", "agent-alpha", "90d"),
+        ("cilium-agents", "local-alpha", "90d"),
+        ("administrator", "admin-alpha", "90d"),
+        ("peer-authority", "Isthmus CA beta", "3650d"),
+    ];
+    assert_eq!(
+        told,
+        expected.map(|(a, b, c)| (json!(a), json!(b), json!(c))).each_ref().map(|(a, b, c)| (a, b, c))
+    );
 
     let rotated = world.isthmus(&format!("rotate-ca {both}")).await;
     assert_eq!(rotated.code, 0, "{rotated}");

@@ -24,7 +24,8 @@ impl Signs {
         if codeset.contains("utf-8") || codeset.contains("utf8") { Self::Unicode } else { Self::Ascii }
     }
 
-    fn sign(self, outcome: Outcome) -> &'static str {
+    /// The sign of how something ended.
+    pub fn sign(self, outcome: Outcome) -> &'static str {
         match (self, outcome) {
             (Self::Unicode, Outcome::Passed) => "✓",
             (Self::Unicode, Outcome::Skipped) => "·",
@@ -37,7 +38,8 @@ impl Signs {
         }
     }
 
-    fn arrow(self) -> &'static str {
+    /// What leads from one thing to the next.
+    pub fn arrow(self) -> &'static str {
         match self {
             Self::Unicode => "→",
             Self::Ascii => "->",

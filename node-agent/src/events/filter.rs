@@ -82,6 +82,7 @@ impl Filter {
             return Err(wrong("anything"));
         }
         match field {
+            "pod" if value.split('/').count() > 3 => Err(wrong("a pod, [[CLUSTER/]NAMESPACE/]NAME")),
             "pod" => push(&mut self.pods, field, value.to_owned()),
             "label" => push(&mut self.labels, field, value.to_owned()),
             "cluster" => push(&mut self.clusters, field, value.to_owned()),

@@ -5,6 +5,7 @@
 //! That each object is well-formed is for the API to say: `lab/kube-api/tests/kustomize.rs` hands all of them to one.
 
 mod comments;
+mod compositions;
 mod members;
 mod object;
 mod pods;
@@ -15,8 +16,10 @@ mod render;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use self::object::Objects;
 use self::programs::Programs;
@@ -64,6 +67,8 @@ impl Kustomize {
             let found = check(&objects, &programs, &known)?;
             findings.extend(found.into_iter().map(|f| format!("{example}: {f}")));
         }
+        findings.extend(together(workspace, &programs, &known)?);
+        findings.extend(compositions::undescribed(workspace)?.iter().map(ToString::to_string));
         findings.extend(render::unused_components(workspace)?.iter().map(ToString::to_string));
         let unnamed = render::render(workspace, render::BASE)?;
         let accepted = programs.accepts_unnamed(&unnamed)?;
@@ -74,6 +79,38 @@ impl Kustomize {
         }
         bail!("kustomize/ is not right:\n  {}", findings.join("\n  "));
     }
+}
+
+/// What there is to say about compositions that nobody has written down. There are dozens, and rendering takes most of the time, so
+/// several are rendered at once.
+fn together(workspace: &Path, programs: &Programs, known: &rbac::Known) -> anyhow::Result<Vec<String>> {
+    let all = compositions::all(workspace)?;
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut findings = Vec::new();
+        while let Some(composition) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let folder = composition.write(workspace)?;
+            match render::render(workspace, &folder) {
+                Ok(objects) => {
+                    let found = check(&objects, programs, known)?;
+                    findings.extend(found.into_iter().map(|f| format!("{composition}: {f}")));
+                }
+                Err(error) => findings.push(format!("{composition}: {error}")),
+            }
+        }
+        anyhow::Ok(findings)
+    };
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let findings = thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker.join().map_err(|_| anyhow!("a check panicked"))?
+        };
+        workers.into_iter().map(join).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let mut findings: Vec<String> = findings.into_iter().flatten().collect();
+    findings.sort();
+    Ok(findings)
 }
 
 /// Everything that can be said about one composition.

@@ -12,9 +12,10 @@ use super::object::Objects;
 /// Without a name.
 pub(super) const BASE: &str = "kustomize/base";
 const EXAMPLES: &str = "kustomize/examples";
-const COMPONENTS: &str = "kustomize/components";
+pub(super) const COMPONENTS: &str = "kustomize/components";
+pub(super) const OVERLAYS: &str = "kustomize/overlays";
 /// In this file of a folder is what it adds.
-const FILE: &str = "kustomization.yaml";
+pub(super) const FILE: &str = "kustomization.yaml";
 
 /// Paths of the compositions.
 pub(super) fn examples(workspace: &Path) -> anyhow::Result<Vec<String>> {
@@ -35,7 +36,7 @@ pub(super) fn examples(workspace: &Path) -> anyhow::Result<Vec<String>> {
 /// Components that no example is made of would be checked by nobody.
 pub(super) fn unused_components(workspace: &Path) -> anyhow::Result<Vec<Finding>> {
     let mut users = String::new();
-    for folder in [EXAMPLES, "kustomize/overlays"] {
+    for folder in [EXAMPLES, OVERLAYS] {
         for name in folders(&workspace.join(folder))? {
             users += &read(&workspace.join(folder).join(name).join(FILE))?;
         }
@@ -67,7 +68,8 @@ pub(super) fn render(workspace: &Path, path: &str) -> anyhow::Result<Objects> {
         .with_context(|| path.to_owned())
 }
 
-fn folders(of: &Path) -> anyhow::Result<Vec<String>> {
+/// Names of the folders in a folder, sorted.
+pub(super) fn folders(of: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(of).with_context(|| format!("cannot list {}", of.display()))? {
         let entry = entry.with_context(|| format!("cannot list {}", of.display()))?;
