@@ -70,6 +70,7 @@ impl Parts {
                 Ok(Ok(())) | Err(_) => DaemonError::Stopped("the exporter"),
             },
             _ = &mut self.relaying => DaemonError::Stopped("the relay"),
+            () = self.heartbeat.ended() => DaemonError::Stopped("the heartbeat"),
             () = ended(&mut self.telling) => DaemonError::Stopped("the keeping of ClusterPeers"),
         }
     }
@@ -138,13 +139,13 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn the_parts_end_with_the_keeping_of_cluster_peers_and_can_still_be_finished() {
+    /// Parts that run until they are stopped.
+    fn parts() -> Parts {
         let writer = Writer::memory(MemoryStore::new(StoreId::random(), Limits::default()));
         let stop = CancellationToken::new();
         let until_stopped = || stop.clone().cancelled_owned();
-        let (exporting, relaying) = (until_stopped(), until_stopped());
-        let mut parts = Parts {
+        let (exporting, relaying, telling) = (until_stopped(), until_stopped(), until_stopped());
+        Parts {
             heartbeat: writer.keep_heartbeat(),
             pen: Pen::Memory(writer),
             exporting: tokio::spawn(async move {
@@ -152,11 +153,24 @@ mod tests {
                 Ok(())
             }),
             relaying: tokio::spawn(relaying),
-            telling: Some(tokio::spawn(async { panic!("on purpose") })),
+            telling: Some(tokio::spawn(telling)),
             stop,
-        };
-        let ended = tokio::time::timeout(Duration::from_secs(30), parts.ended()).await;
-        assert!(matches!(ended, Ok(DaemonError::Stopped("the keeping of ClusterPeers"))), "{ended:?}");
-        parts.finish().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_parts_end_with_what_they_cannot_do_without_and_can_still_be_finished() {
+        let telling = Some(tokio::spawn(async { panic!("on purpose") }));
+        let heartbeat = Kept::spawn(async { panic!("on purpose") });
+        let faults = [
+            ("the keeping of ClusterPeers", Parts { telling, ..parts() }),
+            ("the heartbeat", Parts { heartbeat, ..parts() }),
+        ];
+        for (what, mut parts) in faults {
+            let ended = tokio::time::timeout(Duration::from_secs(30), parts.ended()).await;
+            let Ok(DaemonError::Stopped(named)) = ended else { panic!("{ended:?}") };
+            assert_eq!(named, what);
+            parts.finish().await;
+        }
     }
 }

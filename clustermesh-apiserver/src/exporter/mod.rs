@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_crds::{CiliumEndpoint, CiliumIdentity, CiliumNode};
-use isthmus_kvstore::writer::{SectionWriter, Writer};
+use isthmus_kvstore::writer::{Kept, SectionWriter, Writer};
 use isthmus_wire::value::Capabilities;
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, InvalidClusterId, Key, MaxConnectedClusters};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -225,7 +225,7 @@ impl Exporter {
         tasks.spawn(report::send_events(self.client.clone(), findings, self.leadership, shutdown.clone()));
         start_watches(&mut tasks, &self.client, self.config.source, &inputs, &reporter, &shutdown);
 
-        let _cluster_config =
+        let mut cluster_config =
             self.writer.keep_cluster_config(&self.config.cluster, cluster_config(&self.config).encode());
         let work = Work {
             translator: Translator::new(settings(&self.config)),
@@ -243,16 +243,25 @@ impl Exporter {
             biased;
             () = shutdown.cancelled() => Ok(()),
             outcome = work.run(received) => outcome,
-            Some(ended) = tasks.join_next() => Err(ExporterError::Stopped(match ended {
-                Ok(()) => "a watch".to_owned(),
-                Err(error) => error.to_string(),
-            })),
+            error = part_ended(&mut tasks, &mut cluster_config) => Err(error),
         };
         shutdown.cancel();
         identities.finish().await;
         tasks.shutdown().await;
         outcome
     }
+}
+
+/// Completes when something has ended that the exporter cannot do without, and that never should.
+async fn part_ended(tasks: &mut JoinSet<()>, cluster_config: &mut Kept) -> ExporterError {
+    let what = tokio::select! {
+        Some(ended) = tasks.join_next() => match ended {
+            Ok(()) => "a watch".to_owned(),
+            Err(error) => error.to_string(),
+        },
+        () = cluster_config.ended() => "the keeping of the cluster configuration".to_owned(),
+    };
+    ExporterError::Stopped(what)
 }
 
 fn start_watches(
@@ -403,5 +412,23 @@ impl Sections {
 
     fn get(&self, section: Section) -> &Arc<SectionWriter> {
         &self.0[section as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_panics_ends_the_exporter_by_name() {
+        let mut watches = JoinSet::new();
+        watches.spawn(std::future::pending());
+        let error = part_ended(&mut watches, &mut Kept::spawn(async { panic!("on purpose") })).await;
+        let ExporterError::Stopped(what) = &error else { panic!("{error}") };
+        assert_eq!(what, "the keeping of the cluster configuration");
+
+        watches.spawn(async { panic!("on purpose") });
+        let error = part_ended(&mut watches, &mut Kept::spawn(std::future::pending())).await;
+        assert!(matches!(&error, ExporterError::Stopped(what) if what.contains("panicked")), "{error}");
     }
 }

@@ -60,6 +60,11 @@ pub(super) fn peer(
     }
 }
 
+/// Tells that the API does not know all that there is to say of a peer.
+pub(super) fn definition(queue: &Queue, about: &ClusterPeer, note: &str) {
+    tell(queue, EventType::Warning, "DefinitionOutdated".to_owned(), note.to_owned(), about.object_ref(&()));
+}
+
 /// Tells that a Secret is not used.
 pub(super) fn secret(queue: &Queue, origin: &Origin, refused: &Refused) {
     let Origin::Secret { namespace, name } = origin else { return };

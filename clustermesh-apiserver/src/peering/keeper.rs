@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use chrono::Utc;
 use isthmus_crds::names::FIELD_MANAGER;
-use isthmus_crds::{ClusterPeer, READY};
+use isthmus_crds::{ClusterPeer, ClusterPeerSpec, PeerRelation, READY};
 use isthmus_wire::ClusterName;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
+use kube::core::Status;
 use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::events::{self, Queue, UNDER_WAY};
-use super::object::{named, news, spec, status};
+use super::object::{applied, news, spec, status};
 use super::pace::{News, Pace};
 use super::subject::{Subject, subjects};
 use crate::exporter::{RetryDelay, chain};
@@ -27,6 +28,10 @@ const LOOK: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer that was ready under an earlier leader may take to be ready again before anybody is told that it is not.
 const TAKEOVER: Duration = Duration::from_secs(15);
+
+/// What to do where the API does not know all of a ClusterPeer.
+const OUTDATED: &str = "the definition of ClusterPeers in this cluster is older than this apiserver; apply \
+                        crds/yaml/clusterpeers.isthmus.io.yaml of its version";
 
 /// Keeps the ClusterPeers right for as long as it exists.
 pub(super) struct Keeper {
@@ -46,8 +51,10 @@ pub(super) struct Keeper {
 struct Known {
     /// As the API has it, with the status that was written last.
     object: Option<ClusterPeer>,
-    /// Whether its status was written by this leader.
-    ours: bool,
+    /// What this leader has asked for; none before it has written. The API has less of it where its definition is older.
+    asked: Option<ClusterPeerSpec>,
+    /// Whether anybody was told that it has less.
+    told: bool,
     pace: Pace,
     retry: RetryDelay,
     /// When it is tried again.
@@ -58,10 +65,40 @@ impl Known {
     fn new(object: Option<ClusterPeer>) -> Self {
         Self {
             object,
-            ours: false,
+            asked: None,
+            told: false,
             pace: Pace::new(Instant::now()),
             retry: RetryDelay::default(),
             blocked: None,
+        }
+    }
+
+    /// When what is true of `peer` at `now` may be written. What was asked for counts and not what came of it, which an older
+    /// definition makes another thing whenever it is asked for.
+    fn due(&self, peer: &Subject, warning: Option<&str>, now: Instant) -> Instant {
+        let (Some(object), Some(asked)) = (&self.object, &self.asked) else { return now };
+        let old = object.status.clone().unwrap_or_default();
+        let new = status(peer, warning, &old.conditions, object.metadata.generation, Utc::now());
+        let moved = *asked != spec(peer, Some(asked));
+        self.pace.due(if moved { News::Important } else { news(&old, &new) })
+    }
+
+    /// The object of which the API has not kept all that was asked for, if that is so.
+    fn curtailed(&self) -> Option<&ClusterPeer> {
+        self.object.as_ref().filter(|object| self.asked.as_ref().is_some_and(|asked| object.spec != *asked))
+    }
+
+    /// Tells once of what the API does not keep.
+    fn tell_of_definition(&mut self, queue: &Queue) {
+        let Some(object) = self.curtailed() else {
+            self.told = false;
+            return;
+        };
+        if !self.told {
+            let name = object.metadata.name.as_deref().unwrap_or_default();
+            tracing::warn!(peer = name, "ClusterPeer {name} has no `spec.relation`: {OUTDATED}");
+            events::definition(queue, object, &format!("it has no `spec.relation`: {OUTDATED}"));
+            self.told = true;
         }
     }
 }
@@ -134,24 +171,15 @@ impl Keeper {
         // An earlier leader's word stands while this one is finding out.
         let was_ready = known.object.as_ref().is_some_and(|object| object.is(READY));
         let under_way = matches!(peer, Subject::Mirrored(peer) if UNDER_WAY.contains(&peer.cause));
-        if !known.ours && was_ready && under_way && now < self.began + TAKEOVER {
+        if known.asked.is_none() && was_ready && under_way && now < self.began + TAKEOVER {
             return self.began + TAKEOVER;
         }
-        let due = match &known.object {
-            Some(object) if known.ours => {
-                let old = object.status.clone().unwrap_or_default();
-                let new = status(peer, warning, &old.conditions, object.metadata.generation, Utc::now());
-                let moved = object.spec != spec(peer, Some(&object.spec));
-                known.pace.due(if moved { News::Important } else { news(&old, &new) })
-            }
-            _ => now,
-        };
+        let due = known.due(peer, warning, now);
         if due > now {
             return due;
         }
         match write(&self.api, known, peer, warning).await {
             Ok(before) => {
-                known.ours = true;
                 known.blocked = None;
                 known.pace.written(now);
                 let written =
@@ -159,6 +187,7 @@ impl Keeper {
                 if let Some((object, status)) = written {
                     events::peer(&self.events, object, before.as_ref(), status);
                 }
+                known.tell_of_definition(&self.events);
                 self.failure = None;
                 known.pace.due(News::None)
             }
@@ -230,7 +259,8 @@ impl Keeper {
     }
 }
 
-/// Writes what is to be written, and says what the status was before.
+/// Writes what is to be written, and says what the status was before. What the API has not kept is asked for again each time:
+/// so it is there soon after the definition is.
 async fn write(
     api: &Api<ClusterPeer>,
     known: &mut Known,
@@ -238,13 +268,11 @@ async fn write(
     warning: Option<&str>,
 ) -> Result<Option<isthmus_crds::ClusterPeerStatus>, String> {
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let wanted = spec(peer, known.object.as_ref().map(|object| &object.spec));
+    let before = known.asked.as_ref().or(known.object.as_ref().map(|object| &object.spec));
+    let wanted = spec(peer, before);
     let mut object = match known.object.take() {
-        Some(object) if known.ours && object.spec == wanted => object,
-        _ => {
-            let patch = Patch::Apply(named(peer.name(), wanted));
-            request("patch", api.patch(peer.name(), &params, &patch)).await?
-        }
+        Some(object) if known.asked.as_ref() == Some(&wanted) && object.spec == wanted => object,
+        _ => apply(api, &params, peer.name(), &wanted).await?,
     };
     let before = object.status.take();
     let conditions = before.as_ref().map(|before| before.conditions.as_slice()).unwrap_or_default();
@@ -256,7 +284,33 @@ async fn write(
     request("patch the status of", api.patch_status(peer.name(), &params, &Patch::Apply(patch))).await?;
     object.status = Some(now);
     known.object = Some(object);
+    known.asked = Some(wanted);
     Ok(before)
+}
+
+/// Applies all but the status; without the relation, where the definition is of before there was one.
+async fn apply(
+    api: &Api<ClusterPeer>,
+    params: &PatchParams,
+    name: &str,
+    wanted: &ClusterPeerSpec,
+) -> Result<ClusterPeer, String> {
+    let whole = async {
+        match api.patch(name, params, &Patch::Apply(applied(name, wanted))).await {
+            Err(kube::Error::Api(status)) if lacks_field(&status) => Ok(None),
+            answer => answer.map(Some),
+        }
+    };
+    if let Some(object) = request("patch", whole).await? {
+        return Ok(object);
+    }
+    let rest = ClusterPeerSpec { relation: PeerRelation::default(), ..wanted.clone() };
+    request("patch", api.patch(name, params, &Patch::Apply(applied(name, &rest)))).await
+}
+
+/// Whether the definition has no such field. The API server says so in no other way.
+fn lacks_field(status: &Status) -> bool {
+    status.message.contains("field not declared in schema")
 }
 
 /// Makes a request, and says what to do if it fails.
@@ -270,7 +324,60 @@ async fn request<T>(verb: &str, request: impl Future<Output = kube::Result<T>>) 
             "{}: was crds/yaml/clusterpeers.isthmus.io.yaml applied to the cluster?",
             status.message
         )),
+        Ok(Err(kube::Error::Api(status))) if lacks_field(&status) => {
+            Err(format!("{}: {OUTDATED}", status.message))
+        }
         Ok(Err(error)) => Err(chain(&error)),
         Err(_) => Err(format!("no answer from the Kubernetes API within {}s", TIMEOUT.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::subject::tests::admitted;
+    use super::*;
+
+    /// As it is after it was written, where the API has made `kept` of what was asked for.
+    fn written(peer: &Subject, kept: PeerRelation, now: Instant) -> Known {
+        let asked = spec(peer, None);
+        let mut object = ClusterPeer::new(peer.name(), ClusterPeerSpec { relation: kept, ..asked.clone() });
+        object.status = Some(status(peer, None, &[], None, Utc::now()));
+        let mut known = Known::new(Some(object));
+        known.asked = Some(asked);
+        known.pace.written(now);
+        known
+    }
+
+    #[test]
+    fn what_the_api_does_not_keep_is_no_reason_to_write_it_again() {
+        let now = Instant::now();
+        let peer = Subject::Admitted(admitted(None));
+        let whole = written(&peer, PeerRelation::Admitted, now);
+        let curtailed = written(&peer, PeerRelation::Connected, now);
+        assert!(whole.curtailed().is_none() && curtailed.curtailed().is_some());
+        let due = whole.due(&peer, None, now);
+        assert_eq!(curtailed.due(&peer, None, now), due);
+        assert_eq!(due, whole.pace.due(News::None));
+        // What is news is written as soon as ever.
+        let broken = Subject::Admitted(admitted(Some("broken")));
+        assert_eq!(curtailed.due(&broken, None, now), whole.pace.due(News::Important));
+    }
+
+    #[test]
+    fn what_the_api_does_not_keep_is_told_once_and_again_only_if_it_was_kept_in_between() {
+        let now = Instant::now();
+        let peer = Subject::Admitted(admitted(None));
+        let (queue, mut told) = events::channel();
+        let mut known = written(&peer, PeerRelation::Connected, now);
+        known.tell_of_definition(&queue);
+        known.tell_of_definition(&queue);
+        assert!(told.try_recv().is_ok() && told.try_recv().is_err());
+        let curtailed =
+            std::mem::replace(&mut known.object, written(&peer, PeerRelation::Admitted, now).object);
+        known.tell_of_definition(&queue);
+        assert!(told.try_recv().is_err());
+        known.object = curtailed;
+        known.tell_of_definition(&queue);
+        assert!(told.try_recv().is_ok());
     }
 }

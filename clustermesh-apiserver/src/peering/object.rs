@@ -6,6 +6,7 @@ use isthmus_crds::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
 
 use super::conditions::{bounded, conditions};
 use super::pace::News;
@@ -91,11 +92,18 @@ pub(super) fn news(old: &ClusterPeerStatus, new: &ClusterPeerStatus) -> News {
     News::None
 }
 
-/// The object to apply, without its status.
-pub(super) fn named(name: &str, spec: ClusterPeerSpec) -> ClusterPeer {
-    let mut peer = ClusterPeer::new(name, spec);
+/// The object to apply, without its status. A relation that is the usual one is left out: the API adds it, and one whose definition
+/// is of before there were others takes the rest.
+pub(super) fn applied(name: &str, spec: &ClusterPeerSpec) -> Value {
+    let mut peer = ClusterPeer::new(name, spec.clone());
     let labels = peer.metadata.labels.get_or_insert_default();
     labels.insert(isthmus_crds::MANAGED_BY_LABEL.to_owned(), isthmus_crds::MANAGED_BY.to_owned());
+    let mut peer = json!(peer);
+    if spec.relation == PeerRelation::default()
+        && let Some(spec) = peer["spec"].as_object_mut()
+    {
+        spec.remove("relation");
+    }
     peer
 }
 

@@ -50,8 +50,7 @@ async fn each_replica_serves_a_store_of_its_own_and_one_leads_until_it_dies_or_s
     dies.kill().await;
     let next = leader_of(&replicas).await;
     let last = replicas.swap_remove(1 - next);
-    let ends = replicas.pop().unwrap();
-    ends.terminate().await;
+    hands_over(&alpha, replicas.pop().unwrap()).await;
     leader_of(std::slice::from_ref(&last)).await;
     assert!(!read(&last, &admin, "echo").is_empty());
     last.terminate().await;
@@ -135,8 +134,25 @@ async fn on_one_etcd_the_next_leader_exports_what_came_and_removes_what_went_mea
         assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
     }
     assert!(alpha.entry(SERVER_CERT_SECRET, "tls.crt").await.is_some());
-    paused.terminate().await;
-    replicas.pop().unwrap().terminate().await;
+
+    // A rollout: who ends in order hands over, and the next one writes as well.
+    hands_over(&alpha, replicas.pop().unwrap()).await;
+    leader_of(std::slice::from_ref(&paused)).await;
+    alpha.global_service("app", "newest", &["10.1.0.13"]).await;
+    until("the last one exports", async || match read(&paused, &admin, "newest") {
+        value if value.is_empty() => Err(paused.log()),
+        _ => Ok(()),
+    })
+    .await;
+    hands_over(&alpha, paused).await;
+}
+
+/// Ends the leader in order. The Lease is free then, or the next one's already, though its time has not run out.
+async fn hands_over(cluster: &Cluster, leader: Daemon) {
+    let name = leader.name();
+    assert_eq!(holder(cluster).await, name);
+    leader.terminate().await;
+    assert_ne!(holder(cluster).await, name, "it was not released");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -44,6 +44,11 @@ pub(crate) struct Kubernetes {
 
 impl Kubernetes {
     pub(crate) async fn start() -> Self {
+        Self::start_with(isthmus_crds::own_definitions()).await
+    }
+
+    /// With these definitions.
+    pub(crate) async fn start_with(own: Vec<CustomResourceDefinition>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let api = KubeApi::serve(listener, Config::default()).unwrap();
         let url = format!("http://{}", api.addresses()[0]).parse().unwrap();
@@ -52,7 +57,7 @@ impl Kubernetes {
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
         Api::all(kubernetes.client.clone()).create(&PostParams::default(), &namespace).await.unwrap();
         let definitions: Api<CustomResourceDefinition> = Api::all(kubernetes.client.clone());
-        for definition in isthmus_crds::own_definitions() {
+        for definition in own {
             definitions.create(&PostParams::default(), &definition).await.unwrap();
             let established = kube::runtime::conditions::is_crd_established();
             kube::runtime::wait::await_condition(definitions.clone(), &definition.name_any(), established)

@@ -5,7 +5,10 @@ use isthmus_crds::peer::Relation;
 use isthmus_crds::{
     ADMITTED, CONNECTED, ClusterPeer, PeerRelation, PeerSource, READY, SYNCED, SecretVersion,
 };
-use kube::api::{DeleteParams, PostParams};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use serde_json::json;
 
 use crate::fixture::until;
 use crate::kubernetes::{Alpha, Cluster, Kept, Kubernetes, NAMESPACE};
@@ -333,6 +336,46 @@ async fn every_reason_why_a_peer_is_not_ready_has_its_name() {
     assert!(conflict.condition(READY).unwrap().message.contains("beta"), "{conflict:#?}");
     kubernetes.event("ClusterPeer", "delta", "IdConflict").await;
     assert!(kubernetes.peers().get("beta").await.unwrap().is(READY));
+    alpha.stop().await;
+}
+
+/// The definition of before a cluster could be admitted alone.
+fn before_relations() -> Vec<CustomResourceDefinition> {
+    let mut definitions = json!(isthmus_crds::own_definitions());
+    for definition in definitions.as_array_mut().unwrap() {
+        let version = &mut definition["spec"]["versions"][0];
+        let spec = &mut version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+        assert!(spec.as_object_mut().unwrap().remove("relation").is_some());
+    }
+    serde_json::from_value(definitions).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_definition_of_cluster_peers_is_written_as_far_as_it_goes_and_told_of() {
+    let kubernetes = Kubernetes::start_with(before_relations()).await;
+    let alpha = Alpha::start(&kubernetes).await;
+    let beta = Cluster::start(&alpha, "beta", 2).await;
+    let gamma = Cluster::start(&alpha, "gamma", 3).await;
+    let mut secret = beta.secret();
+    secret.relation = Relation::Admitted;
+    kubernetes.configure(&secret, None).await;
+    kubernetes.configure(&gamma.secret(), None).await;
+    kubernetes.ready("gamma").await;
+    let peer = kubernetes.peer("beta is admitted", "beta", |peer| peer.is(ADMITTED)).await;
+    assert_eq!(peer.spec.relation, PeerRelation::Connected, "all that the API can have");
+    let note = kubernetes.event("ClusterPeer", "beta", "DefinitionOutdated").await;
+    assert!(note.contains("apply crds/yaml/clusterpeers.isthmus.io.yaml"), "{note}");
+
+    let definitions: Api<CustomResourceDefinition> = Api::all(kubernetes.client.clone());
+    for definition in isthmus_crds::own_definitions() {
+        let (name, spec) = (definition.name_any(), json!({"spec": definition.spec}));
+        definitions.patch(&name, &PatchParams::default(), &Patch::Merge(spec)).await.unwrap();
+    }
+    // What is written anyway brings it along.
+    kubernetes.edit("peer-beta", "endpoints", "https://192.0.2.1:2379").await;
+    kubernetes
+        .peer("the relation is there", "beta", |peer| peer.spec.relation == PeerRelation::Admitted)
+        .await;
     alpha.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! Keys that are written for as long as somebody stands behind them: the heartbeat and the cluster configuration.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{convert::Infallible, ops::ControlFlow, time::Duration};
 
 use bytes::Bytes;
 use chrono::{SecondsFormat, Utc};
@@ -21,12 +21,21 @@ const REASSERT_PAUSE: Duration = Duration::from_secs(1);
 /// Something that is kept up until this is dropped.
 #[derive(Debug)]
 pub struct Kept {
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<Infallible>,
 }
 
 impl Kept {
-    fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self { _task: AbortOnDropHandle::new(tokio::spawn(task)) }
+    /// Kept up by `task`, which cannot end but by a fault of ours. Must be called within a tokio runtime.
+    pub fn spawn(task: impl Future<Output = Infallible> + Send + 'static) -> Self {
+        Self { task: AbortOnDropHandle::new(tokio::spawn(task)) }
+    }
+
+    /// Completes when it is kept up no more, since its task has panicked: the log says why. Whoever stands behind the key has to
+    /// ask, for readers go by what is kept, and a task that is merely spawned ends in silence.
+    pub async fn ended(&mut self) {
+        if !self.task.is_finished() {
+            let _ = (&mut self.task).await;
+        }
     }
 }
 
@@ -81,4 +90,24 @@ async fn changed(watcher: &mut crate::memory::Watcher, value: &Bytes) -> Control
     };
     sleep_until(begun + REASSERT_PAUSE).await;
     flow
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::memory::{Limits, MemoryStore, StoreId};
+
+    #[tokio::test]
+    async fn what_is_kept_up_no_more_is_told_to_who_asks_also_later() {
+        let writer = Writer::memory(MemoryStore::new(StoreId::random(), Limits::default()));
+        let mut heartbeat = writer.keep_heartbeat();
+        let mut config = writer.keep_cluster_config(&"alpha".parse().unwrap(), "{}");
+        let mut failing = Kept::spawn(async { panic!("on purpose") });
+        failing.ended().await;
+        failing.ended().await;
+        assert_eq!(heartbeat.ended().now_or_never(), None);
+        assert_eq!(config.ended().now_or_never(), None);
+    }
 }

@@ -234,6 +234,31 @@ async fn field_managers_conflict_until_one_forces() {
 }
 
 #[tokio::test]
+async fn what_the_schema_does_not_have_is_lost_but_for_who_applies_it_who_is_refused() {
+    let cluster = Cluster::start().await;
+    let maps = default_maps(&cluster.admin().await);
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": "m", "namespace": "default" },
+        "date": {},
+        "more": 1,
+    });
+    let refused = maps.patch("m", &PatchParams::apply("one"), &Patch::Apply(&config)).await;
+    let Err(kube::Error::Api(status)) = refused else { panic!("{refused:?}") };
+    assert_eq!(status.code, 500, "as Kubernetes answers");
+    assert_eq!(
+        status.message,
+        "failed to create typed patch object (default/m; /v1, Kind=ConfigMap): errors:\n  .date: field not \
+         declared in schema\n  .more: field not declared in schema"
+    );
+    assert_eq!(code_of(maps.get("m").await), 404);
+    maps.create(&PostParams::default(), &map("m", "1")).await.expect("created");
+    maps.patch("m", &PatchParams::default(), &Patch::Merge(&config)).await.expect("patched without them");
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn status_and_spec_are_written_apart() {
     let cluster = Cluster::start().await;
     let deployments: Api<Deployment> = Api::default_namespaced(cluster.admin().await);

@@ -90,6 +90,7 @@ pub fn apply(
     subresource: Option<&str>,
     force: bool,
 ) -> ApiResult<Value> {
+    undeclared(resource, config)?;
     let at = resource.schema.at();
     let mut entries = read(live);
     let sub = subresource.unwrap_or_default();
@@ -132,6 +133,25 @@ pub fn apply(
     }
     write(&mut merged, &entries);
     Ok(merged)
+}
+
+/// Whoever applies a field must know that there is one: it is refused, where any other write would lose it. With a 500, as by
+/// Kubernetes.
+fn undeclared(resource: &Resource, config: &Value) -> ApiResult<()> {
+    let unknown = resource.schema.admit(&mut config.clone()).unknown;
+    let mut told: Vec<String> =
+        unknown.iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+    let told = match told.len() {
+        0 => return Ok(()),
+        1 => told.remove(0),
+        _ => format!("errors:\n  {}", told.join("\n  ")),
+    };
+    let metadata = |field: &str| config["metadata"][field].as_str().unwrap_or_default();
+    let (namespace, name) = (metadata("namespace"), metadata("name"));
+    let Resource { group, version, kind, .. } = resource;
+    Err(ApiError::internal(format!(
+        "failed to create typed patch object ({namespace}/{name}; {group}/{version}, Kind={kind}): {told}"
+    )))
 }
 
 /// Whether two states of an object are the same but for the time and the resourceVersion.
