@@ -11,9 +11,9 @@
 //!   ips: [192.0.2.10]
 //! ```
 //!
-//! The last field is not etcd's: newer charts of Cilium write a peer's addresses there, older ones into the hosts file of
-//! their pods. Fields that are unknown here are ignored, as Go's etcd client ignores them. The certificate files are only
-//! named: they are read when a connection is made, so that a renewed certificate needs no restart.
+//! The last field is not etcd's: from 1.20 on Cilium's chart writes a peer's addresses there, before that into the hosts
+//! file of its pods. Fields that are unknown here are ignored, as Go's etcd client ignores them. The certificate files are
+//! only named: they are read when a connection is made, so that a renewed certificate needs no restart.
 
 mod identity;
 
@@ -270,7 +270,7 @@ impl ClientConfig {
             identity,
             password,
             server_name: None,
-            addresses: file.host_aliases.map(HostAliases::addresses).transpose()?.unwrap_or_default(),
+            addresses: addresses(file.host_aliases.unwrap_or_default())?,
         })
     }
 }
@@ -296,53 +296,32 @@ struct File {
     #[serde(default)]
     password: Option<String>,
     #[serde(default, rename = "cilium-host-aliases")]
-    host_aliases: Option<HostAliases>,
+    host_aliases: Option<Vec<HostAlias>>,
 }
 
-/// Names that are not to be looked up. Cilium's chart has written both.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "`cilium-host-aliases` lists entries of a `hostname` and its `ips`, all of them addresses"
-)]
-enum HostAliases {
-    Listed(Vec<HostAlias>),
-    ByName(BTreeMap<String, Addresses>),
-}
-
+/// A name that is not to be looked up.
 #[derive(Deserialize)]
 struct HostAlias {
     hostname: String,
     ips: Vec<IpAddr>,
 }
 
-#[derive(Deserialize)]
-struct Addresses {
-    ips: Vec<IpAddr>,
-}
-
-impl HostAliases {
-    /// What is refused is what Cilium's own reader refuses.
-    fn addresses(self) -> Result<BTreeMap<String, Vec<IpAddr>>, ConfigError> {
-        let all: Vec<(String, Vec<IpAddr>)> = match self {
-            Self::Listed(aliases) => aliases.into_iter().map(|alias| (alias.hostname, alias.ips)).collect(),
-            Self::ByName(aliases) => aliases.into_iter().map(|(name, of)| (name, of.ips)).collect(),
-        };
-        let mut addresses = BTreeMap::new();
-        for (hostname, ips) in all {
-            if hostname.is_empty() || ips.is_empty() {
-                return Err(ConfigError::Field(
-                    "an entry of `cilium-host-aliases` has no hostname or no ips; give both, or leave it out",
-                ));
-            }
-            if addresses.insert(hostname.to_ascii_lowercase(), ips).is_some() {
-                return Err(ConfigError::Field(
-                    "`cilium-host-aliases` has two entries for one hostname; put all of its ips in one",
-                ));
-            }
+/// The addresses by name. What is refused is what Cilium's own reader refuses.
+fn addresses(aliases: Vec<HostAlias>) -> Result<BTreeMap<String, Vec<IpAddr>>, ConfigError> {
+    let mut addresses = BTreeMap::new();
+    for HostAlias { hostname, ips } in aliases {
+        if hostname.is_empty() || ips.is_empty() {
+            return Err(ConfigError::Field(
+                "an entry of `cilium-host-aliases` has no hostname or no ips; give both, or leave it out",
+            ));
         }
-        Ok(addresses)
+        if addresses.insert(hostname.to_ascii_lowercase(), ips).is_some() {
+            return Err(ConfigError::Field(
+                "`cilium-host-aliases` has two entries for one hostname; put all of its ips in one",
+            ));
+        }
     }
+    Ok(addresses)
 }
 
 /// Go reads an empty string as "not given".
@@ -384,30 +363,20 @@ cert-file: /var/lib/cilium/clustermesh/common-etcd-client.crt
 
     #[test]
     fn addresses_that_cilium_writes_into_the_file_are_used_instead_of_dns() {
-        let listed = "\
+        let aliases = "\
 cilium-host-aliases:
 - hostname: Cluster2.mesh.cilium.io
   ips: [192.0.2.10, \"2001:db8::1\"]
 ";
-        let by_name = "\
-cilium-host-aliases:
-  cluster2.mesh.cilium.io:
-    ips:
-      - 192.0.2.10
-      - 2001:db8::1
-";
         let wanted = ["192.0.2.10", "2001:db8::1"].map(|ip| ip.parse().unwrap()).to_vec();
-        for aliases in [listed, by_name] {
-            let config = ClientConfig::parse(&format!("{PEER}{aliases}")).unwrap();
-            let host = &config.endpoints[0].host;
-            assert_eq!(config.addresses, BTreeMap::from([(host.clone(), wanted.clone())]), "{aliases}");
-        }
+        let config = ClientConfig::parse(&format!("{PEER}{aliases}")).unwrap();
+        assert_eq!(config.addresses, BTreeMap::from([(config.endpoints[0].host.clone(), wanted)]));
         assert!(ClientConfig::parse(&format!("{PEER}cilium-host-aliases:\n")).unwrap().addresses.is_empty());
         for bad in
             ["- {hostname: a, ips: []}", "- {hostname: '', ips: [192.0.2.1]}", "- {hostname: a, ips: [b]}"]
         {
             let text = error(&format!("{PEER}cilium-host-aliases:\n{bad}\n"));
-            assert!(text.contains("cilium-host-aliases"), "{text}");
+            assert!(text.contains("cilium-host-aliases") || text.contains("IP address"), "{text}");
         }
         let one = "- {hostname: a, ips: [192.0.2.1]}\n";
         assert!(error(&format!("{PEER}cilium-host-aliases:\n{one}{one}")).contains("two entries"));

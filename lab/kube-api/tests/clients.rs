@@ -485,7 +485,7 @@ async fn users_may_do_what_their_roles_say() {
     use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
     let roles: Api<Role> = Api::default_namespaced(admin.clone());
     roles.create(&PostParams::default(), &parse(role)).await.expect("created");
-    let bindings: Api<RoleBinding> = Api::default_namespaced(admin.clone());
+    let bindings: Api<RoleBinding> = Api::default_namespaced(admin);
     bindings.create(&PostParams::default(), &parse(binding)).await.expect("created");
     within("the role to work", async {
         while maps.list(&ListParams::default()).await.is_err() {
@@ -588,59 +588,85 @@ async fn what_is_not_well_formed_is_refused() {
             },
         },
     });
-    let container = "/spec/template/spec/containers/0";
     let widgets = serde_json::to_value(widgets()).expect("JSON");
-    let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
-    let (of_container, of_schema) =
-        (|field: &str| format!("{container}{field}"), |field: &str| format!("{schema}{field}"));
-    // What is well-formed, where it goes, and what makes it ill-formed.
-    let cases: Vec<(&str, &Value, &str, Value, u16)> = vec![
-        (&events, &event, "/action", json!(""), 422),
-        (&events, &event, "/reason", json!("x".repeat(129)), 422),
-        (&events, &event, "/note", json!("x".repeat(1025)), 422),
-        (&events, &event, "/type", json!("Bad"), 422),
-        (&events, &event, "/eventTime", json!("2026-01-01T00:00:00Z"), 400),
-        (&leases, &lease, "/spec/leaseDurationSeconds", json!(0), 422),
-        (&leases, &lease, "/spec/leaseTransitions", json!(-1), 422),
-        (&leases, &lease, "/spec/renewTime", json!("2026-01-01T00:00:00.123456789Z"), 400),
-        (&secrets, &secret, "/stringData", json!({ "tls.crt": "" }), 422),
-        (&secrets, &secret, "/stringData/a~1b", json!(""), 422),
-        (&secrets, &secret, "/stringData/large", json!("x".repeat(1024 * 1024 + 1)), 422),
-        (&secrets, &secret, "/type", json!("kubernetes.io/service-account-token"), 422),
-        (&maps, &map, "/data/..x", json!(""), 422),
-        (&maps, &map, "/data/large", json!("x".repeat(1024 * 1024 + 1)), 422),
-        (&daemons, &daemon, "/spec/template/spec/volumes/0/name", json!("w"), 422),
-        (&daemons, &daemon, "/spec/template/spec/restartPolicy", json!("Never"), 422),
+    let long = |length: usize| json!("x".repeat(length));
+    let mebibyte = 1024 * 1024;
+    let column = json!([{ "name": "Size", "type": "number", "jsonPath": "spec.size" }]);
+    // Where it goes, what is well-formed, and what makes it ill-formed below a place in it.
+    let cases = [
+        (
+            &events,
+            &event,
+            "",
+            vec![
+                ("/action", json!(""), 422),
+                ("/reason", long(129), 422),
+                ("/note", long(1025), 422),
+                ("/type", json!("Bad"), 422),
+                ("/eventTime", json!("2026-01-01T00:00:00Z"), 400),
+            ],
+        ),
+        (
+            &leases,
+            &lease,
+            "/spec",
+            vec![
+                ("/leaseDurationSeconds", json!(0), 422),
+                ("/leaseTransitions", json!(-1), 422),
+                ("/renewTime", json!("2026-01-01T00:00:00.123456789Z"), 400),
+            ],
+        ),
+        (
+            &secrets,
+            &secret,
+            "",
+            vec![
+                ("/stringData", json!({ "tls.crt": "" }), 422),
+                ("/stringData/a~1b", json!(""), 422),
+                ("/stringData/large", long(mebibyte + 1), 422),
+                ("/type", json!("kubernetes.io/service-account-token"), 422),
+            ],
+        ),
+        (&maps, &map, "/data", vec![("/..x", json!(""), 422), ("/large", long(mebibyte + 1), 422)]),
         (
             &daemons,
             &daemon,
-            "/spec/updateStrategy",
-            json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0 } }),
-            422,
+            "/spec",
+            vec![
+                ("/template/spec/volumes/0/name", json!("w"), 422),
+                ("/template/spec/restartPolicy", json!("Never"), 422),
+                (
+                    "/updateStrategy",
+                    json!({ "type": "RollingUpdate", "rollingUpdate": { "maxUnavailable": 0 } }),
+                    422,
+                ),
+            ],
         ),
-        (&daemons, &daemon, &of_container("/ports/0/hostPort"), json!(81), 422),
-        (&daemons, &daemon, &of_container("/volumeMounts/0/mountPropagation"), json!("Bidirectional"), 422),
-        (&daemons, &daemon, &of_container("/livenessProbe"), json!({ "periodSeconds": 1 }), 422),
-        (&daemons, &daemon, &of_container("/livenessProbe/successThreshold"), json!(2), 422),
-        (&daemons, &daemon, &of_container("/securityContext/privileged"), json!(true), 422),
-        (&definitions, &widgets, &of_schema("/properties/color"), json!({}), 422),
-        (&definitions, &widgets, &of_schema("/properties/color/default"), json!(1), 422),
-        (&definitions, &widgets, &of_schema("/properties/color/uniqueItems"), json!(true), 422),
-        (&definitions, &widgets, &of_schema("/additionalProperties"), json!({ "type": "string" }), 422),
+        (
+            &daemons,
+            &daemon,
+            "/spec/template/spec/containers/0",
+            vec![
+                ("/ports/0/hostPort", json!(81), 422),
+                ("/volumeMounts/0/mountPropagation", json!("Bidirectional"), 422),
+                ("/livenessProbe", json!({ "periodSeconds": 1 }), 422),
+                ("/livenessProbe/successThreshold", json!(2), 422),
+                ("/securityContext/privileged", json!(true), 422),
+            ],
+        ),
         (
             &definitions,
             &widgets,
-            &of_schema("/anyOf"),
-            json!([{ "properties": { "x": { "minLength": 1 } } }]),
-            422,
+            "/spec/versions/0/schema/openAPIV3Schema/properties/spec",
+            vec![
+                ("/properties/color", json!({}), 422),
+                ("/properties/color/default", json!(1), 422),
+                ("/properties/color/uniqueItems", json!(true), 422),
+                ("/additionalProperties", json!({ "type": "string" }), 422),
+                ("/anyOf", json!([{ "properties": { "x": { "minLength": 1 } } }]), 422),
+            ],
         ),
-        (
-            &definitions,
-            &widgets,
-            "/spec/versions/0/additionalPrinterColumns",
-            json!([{ "name": "Size", "type": "number", "jsonPath": "spec.size" }]),
-            422,
-        ),
+        (&definitions, &widgets, "/spec/versions/0", vec![("/additionalPrinterColumns", column, 422)]),
     ];
     let post = async |path: &str, object: &Value| {
         let request = http::Request::post(format!("{path}?dryRun=All"))
@@ -649,15 +675,17 @@ async fn what_is_not_well_formed_is_refused() {
             .expect("a request");
         client.request_text(request).await
     };
-    for (path, good, field, bad, code) in cases {
-        let mut object = good.clone();
-        post(path, &object).await.unwrap_or_else(|error| panic!("{path}: {error}"));
-        let (parent, name) = field.rsplit_once('/').expect("a pointer");
-        let name = name.replace("~1", "/");
-        let parent = object.pointer_mut(parent).unwrap_or_else(|| panic!("{parent}"));
-        parent[name.as_str()] = bad;
-        let refused = post(path, &object).await.map(drop).expect_err(field);
-        assert_eq!(self::code(&refused), code, "{path} {field}: {refused}");
+    for (path, good, place, mistakes) in cases {
+        post(path, good).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+        for (field, bad, code) in mistakes {
+            let mut object = good.clone();
+            let field = format!("{place}{field}");
+            let (parent, name) = field.rsplit_once('/').expect("a pointer");
+            let name = name.replace("~1", "/");
+            object.pointer_mut(parent).expect(parent)[name.as_str()] = bad;
+            let refused = post(path, &object).await.map(drop).expect_err(&field);
+            assert_eq!(self::code(&refused), code, "{path} {field}: {refused}");
+        }
     }
     cluster.stop().await;
 }
