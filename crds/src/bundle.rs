@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use isthmus_wire::printable;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -129,12 +130,7 @@ impl fmt::Debug for CaBundle {
 /// The beginning of a text that somebody else wrote.
 pub(crate) fn brief(text: &str) -> String {
     const LONGEST: usize = 120;
-    if text.chars().count() <= LONGEST {
-        return text.to_owned();
-    }
-    let mut brief: String = text.chars().take(LONGEST).collect();
-    brief.push('…');
-    brief
+    printable(text, LONGEST)
 }
 
 #[cfg(test)]

@@ -133,6 +133,16 @@ mod tests {
     }
 
     #[test]
+    fn the_version_that_another_cluster_tells_is_short_and_nothing_that_a_terminal_obeys() {
+        let mut map = info().to_config_map("isthmus-system");
+        let hostile = format!("1\u{1b}]0;x\u{7}\n{}", "9".repeat(10_000));
+        map.data.as_mut().unwrap().insert(VERSION.to_owned(), hostile);
+        let version = ClusterInfo::parse(&map).unwrap().version;
+        assert!(version.starts_with('1') && !version.contains(char::is_control), "{version:?}");
+        assert!(version.chars().count() <= 121, "{version}");
+    }
+
+    #[test]
     fn every_key_is_named_when_it_is_missing_or_wrong() {
         let map = info().to_config_map("isthmus-system");
         for key in map.data.as_ref().unwrap().keys() {

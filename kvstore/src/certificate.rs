@@ -3,12 +3,13 @@
 use std::{fmt, net::IpAddr};
 
 use chrono::{DateTime, Utc};
+use isthmus_wire::printable;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use x509_parser::x509::X509Name;
 
-/// The longest name that is shown, in characters. Whoever made the certificate chose it, so it is on one line, too.
+/// The longest name that is shown, in bytes. Whoever made the certificate chose it, so it is on one line, too.
 const SHOWN: usize = 128;
 /// The most names that are kept.
 const MAX_NAMES: usize = 64;
@@ -121,16 +122,12 @@ pub(crate) fn subject<'a>(der: &'a CertificateDer<'_>) -> Option<&'a [u8]> {
 fn shown(name: &X509Name<'_>) -> String {
     let common = name.iter_common_name().next().and_then(|name| name.as_str().ok());
     let text = common.map_or_else(|| name.to_string(), str::to_owned);
-    shortened(&text)
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(SHOWN).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    printable(&text, SHOWN)
 }
 
 fn general_name(name: &GeneralName<'_>) -> Option<String> {
     match name {
-        GeneralName::DNSName(name) => Some(shortened(name)),
+        GeneralName::DNSName(name) => Some(printable(name, SHOWN)),
         GeneralName::IPAddress(bytes) => match bytes.len() {
             4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
             16 => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),

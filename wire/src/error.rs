@@ -66,21 +66,9 @@ pub struct DecodeError {
     pub source: ValueError,
 }
 
-/// Foreign text made fit for a log line: bounded, and free of control characters.
+/// Foreign text, as it is shown in errors.
 pub(crate) fn bounded(text: impl fmt::Display) -> String {
-    let text = text.to_string();
-    let cut = text.len() > MAX_QUOTED;
-    let mut out = String::with_capacity(text.len().min(MAX_QUOTED) + 3);
-    for c in text.chars() {
-        if out.len() + c.len_utf8() > MAX_QUOTED {
-            break;
-        }
-        out.push(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
-    }
-    if cut {
-        out.push('…');
-    }
-    out
+    crate::printable(&text.to_string(), MAX_QUOTED)
 }
 
 #[cfg(test)]

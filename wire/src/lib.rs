@@ -9,6 +9,7 @@
 //! - [`validate`]: what a reader must check before it believes a peer. Pure functions.
 //! - [`annotation`]: the Service and Namespace annotations that make services global.
 //! - [`pod_labels`]: the labels of a pod's identity.
+//! - [`printable`]: what a peer wrote, for people to read.
 //! - [`local`]: what only the cluster's own agents read; not part of Cilium's format.
 //!
 //! Every decoder is bounded in the bytes it reads and in the memory it uses, and never panics: a peer chooses
@@ -24,6 +25,7 @@ mod labels;
 pub mod local;
 mod name;
 pub mod pod_labels;
+mod printable;
 pub mod validate;
 pub mod value;
 
@@ -32,6 +34,7 @@ pub use identity::{ClusterId, InvalidClusterId, MaxConnectedClusters, NumericIde
 pub use key::{Key, KeyError, Prefix, Resource, Tree};
 pub use labels::{Label, Labels};
 pub use name::{ClusterName, InvalidName, Namespace, ObjectName};
+pub use printable::printable;
 pub use value::{
     ClusterConfig, ClusterEndpointSlice, ClusterService, IpEntry, IpIdentityPair, McsApiServiceSpec, Node,
     Timestamp,

@@ -5,7 +5,6 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A bundle with more than this is not one of CA certificates.
 const MOST: usize = 64;
@@ -19,8 +18,6 @@ pub(crate) struct Certificate {
     pub(crate) not_before: DateTime<Utc>,
     /// And until here.
     pub(crate) not_after: DateTime<Utc>,
-    /// Two certificates are the same if this is.
-    pub(crate) der: Vec<u8>,
 }
 
 /// How a moment relates to a certificate's validity.
@@ -66,20 +63,29 @@ pub(crate) fn parse(pem: &[u8]) -> Result<Vec<Certificate>, String> {
         if all.len() == MOST {
             return Err(format!("it has more than {MOST} certificates"));
         }
-        let (_, certificate) = X509Certificate::from_der(&der)
-            .map_err(|_| format!("certificate {} in it is not an X.509 certificate", all.len() + 1))?;
-        let moment = |time: x509_parser::time::ASN1Time| {
-            DateTime::from_timestamp(time.timestamp(), 0)
-                .ok_or_else(|| format!("certificate {} in it has a date beyond all calendars", all.len() + 1))
+        // Also where it is read, what somebody else wrote into it is made fit for a terminal.
+        let Some(read) = isthmus_kvstore::Certificate::parse(&der) else {
+            return Err(format!("certificate {} in it is not an X.509 certificate", all.len() + 1));
         };
-        let subject = certificate.subject();
-        let name = subject.iter_common_name().next().and_then(|name| name.as_str().ok());
-        all.push(Certificate {
-            subject: name.map_or_else(|| subject.to_string(), str::to_owned),
-            not_before: moment(certificate.validity().not_before)?,
-            not_after: moment(certificate.validity().not_after)?,
-            der: der.to_vec(),
-        });
+        let isthmus_kvstore::Certificate { subject, not_before, not_after, .. } = read;
+        all.push(Certificate { subject, not_before, not_after });
     }
     if all.is_empty() { Err("it has no certificate".into()) } else { Ok(all) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn what_another_cluster_calls_itself_is_nothing_that_a_terminal_obeys() {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("CA\u{1b}[2J{}", "x".repeat(1000)));
+        let pem = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem();
+        let shown = parse(pem.as_bytes()).expect("a certificate")[0].to_string();
+        assert!(shown.starts_with("`CA") && !shown.contains(char::is_control), "{shown:?}");
+        assert!(shown.chars().count() < 300, "{shown}");
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use clustermesh_apiserver::certificates::rotation::{
-    MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
+    FINISHING, MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
 };
 use isthmus_crds::peer::Relation;
 use isthmus_crds::{ClusterInfo, ClusterPeer, PeerRelation, names};
@@ -145,6 +145,18 @@ struct Seen {
     message: String,
 }
 
+impl Seen {
+    /// Whether the state has been reached, and what is published with it.
+    fn has_reached(&self, state: Rotation) -> bool {
+        self.state == state && !(state == Rotation::Steady && self.is_ending())
+    }
+
+    /// What is published may still be what was trusted before the end.
+    fn is_ending(&self) -> bool {
+        self.message == FINISHING
+    }
+}
+
 impl Rotating<'_> {
     /// A peer that is not told would be cut off in the end, so leaving one out is to be said.
     async fn all_peers_are_named(&self) -> Result<(), MeshError> {
@@ -181,6 +193,7 @@ impl Rotating<'_> {
         }
         // A rotation that was interrupted at its very end is ended, and no other one begun.
         let mut begun = seen.state != Rotation::Steady
+            || seen.is_ending()
             || seen.request == Some(Request::Finish) && !self.peers_know().await?;
         loop {
             let stopped = match next(seen.state, begun) {
@@ -200,6 +213,10 @@ impl Rotating<'_> {
                     }
                 }
                 Next::TellPeers => {
+                    let stopped = self.wait_for(Rotation::Steady).await?;
+                    if stopped.is_some() {
+                        return Ok(stopped);
+                    }
                     self.tell("telling the peers that the old CA is gone");
                     return self.tell_peers().await;
                 }
@@ -251,12 +268,17 @@ impl Rotating<'_> {
         let asked = self.api.namespaced::<Secret>().patch_metadata(name, &params, &Patch::Merge(patch)).await;
         let doing = format!("annotate Secret {}/{name}", self.api.namespace);
         asked.map_err(|error| self.api.refused(doing, error))?;
+        self.wait_for(until).await
+    }
+
+    /// Waits for the leader. What was not reached in time, if anything.
+    async fn wait_for(&self, until: Rotation) -> Result<Option<Vec<String>>, MeshError> {
         let begun = Instant::now();
         let mut told = String::new();
         loop {
             // An API server that is away for a moment changes nothing.
             match self.read().await {
-                Ok(seen) if seen.state == until => return Ok(None),
+                Ok(seen) if seen.has_reached(until) => return Ok(None),
                 Ok(seen) => {
                     if seen.message.starts_with("refused") && begun.elapsed() > REFUSAL {
                         return Err(MeshError::Invalid(format!(

@@ -16,7 +16,7 @@ use isthmus_lab::{LabError, Result};
 use isthmus_node_agent::encryption::ReachReport;
 use serde::Serialize;
 
-use self::nodes::Silent;
+use self::nodes::{Asked, Silent};
 use self::place::{Daemon, Found, NoAnswer, Place};
 use crate::mesh::MeshError;
 use crate::mesh::contexts::KubeArgs;
@@ -108,7 +108,7 @@ async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
         let report = from_here(args).await?;
         return Ok(Everything { outcome: report.outcome(), reports: vec![report], unanswered: Vec::new() });
     }
-    let Found { apiservers, agents, missing } = daemons(args).await?;
+    let Found { apiservers, agents, left_out, missing } = daemons(args).await?;
     let reports = join_all(apiservers.iter().map(|apiserver| report(apiserver, &args.peers)));
     // Each on its own, and both at once: neither waits for the other.
     let (reports, reached) = tokio::join!(reports, join_all(agents.iter().map(reach)));
@@ -135,7 +135,8 @@ async fn ask(args: &TroubleshootArgs) -> Result<Everything> {
     }
     if !agents.is_empty() {
         for report in &mut all {
-            nodes::add(report, &reaches, &silent, &args.kube.namespace, args.peers.is_empty());
+            let asked = Asked { reached: &reaches, silent: &silent, left_out };
+            nodes::add(report, asked, &args.kube.namespace, args.peers.is_empty());
         }
     }
     let worst = all.iter().map(Report::outcome).max().unwrap_or(Outcome::Passed);
@@ -190,7 +191,7 @@ async fn daemons(args: &TroubleshootArgs) -> Result<Found> {
         return Ok(Found {
             apiservers: args.apiserver_socket.iter().map(at).collect(),
             agents: args.agent_socket.iter().map(at).collect(),
-            missing: Vec::new(),
+            ..Found::default()
         });
     }
     let lab = crate::lab::choose(args.lab.clone())?;
@@ -214,7 +215,7 @@ async fn daemons(args: &TroubleshootArgs) -> Result<Found> {
             place: Place::Socket(dir.agent_socket(&cluster.name, node)),
         })
     });
-    Ok(Found { apiservers: apiservers.collect(), agents: agents.collect(), missing: Vec::new() })
+    Ok(Found { apiservers: apiservers.collect(), agents: agents.collect(), ..Found::default() })
 }
 
 /// Those of the clusters that contexts name. One that does not answer hides no other.
@@ -226,6 +227,7 @@ async fn in_clusters(args: &TroubleshootArgs) -> std::result::Result<Found, Mesh
         let found = found?;
         all.apiservers.extend(found.apiservers);
         all.agents.extend(found.agents);
+        all.left_out += found.left_out;
         all.missing.extend(found.missing);
     }
     Ok(all)

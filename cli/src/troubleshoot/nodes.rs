@@ -18,14 +18,18 @@ pub(super) struct Silent {
     pub(super) reason: String,
 }
 
+/// What came of asking node-agents.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) reached: &'a [ReachReport],
+    pub(super) silent: &'a [Silent],
+    /// Those that were not asked, since there are many.
+    pub(super) left_out: usize,
+}
+
 /// Adds to a cluster's report what its nodes say about those of each peer and, with `own`, of the cluster itself.
-pub(super) fn add(
-    report: &mut Report,
-    reached: &[ReachReport],
-    silent: &[Silent],
-    namespace: &str,
-    own: bool,
-) {
+pub(super) fn add(report: &mut Report, asked: Asked<'_>, namespace: &str, own: bool) {
+    let Asked { reached, silent, left_out } = asked;
     let of_cluster: Vec<&ReachReport> =
         reached.iter().filter(|reached| reached.cluster == report.cluster).collect();
     let silent: Vec<&Silent> = silent
@@ -45,7 +49,10 @@ pub(super) fn add(
         .map(|peer| judge(&of_cluster, &silent, &peer.name, &circumstances(&peer.name)))
         .collect();
     let among_themselves = judge(&of_cluster, &[], &report.cluster, &circumstances(&report.cluster));
-    for (peer, step) in report.peers.iter_mut().zip(steps) {
+    for (peer, mut step) in report.peers.iter_mut().zip(steps) {
+        if left_out > 0 && step.outcome != Outcome::Skipped {
+            step.seen.push(format!("{left_out} node-agents were not asked, for there are many"));
+        }
         peer.steps.push(step);
     }
     if own && among_themselves.outcome != Outcome::Skipped {
@@ -173,11 +180,13 @@ mod tests {
             node("beta", "b3", Reach::KeyMissing),
             node("gamma", "c1", Reach::Silent),
         ];
-        add(&mut report, &[reached(nodes)], &[], "isthmus-system", true);
+        let asked = Asked { reached: &[reached(nodes)], silent: &[], left_out: 7 };
+        add(&mut report, asked, "isthmus-system", true);
         let beta = report.peers[0].step(Step::Wireguard).unwrap();
         let kinds: Vec<_> = beta.findings.iter().map(|finding| finding.kind.as_str()).collect();
         assert_eq!(kinds, ["wireguard-unreachable", "wireguard-key-missing"]);
         assert!(beta.seen[0].starts_with("1 of 3 pairs"), "{beta:?}");
+        assert!(beta.seen[1].starts_with("7 node-agents were not asked"), "{beta:?}");
         assert!(beta.findings[0].next.command.contains("host 192.0.2.2 and udp port 51871"));
         assert_eq!(beta.findings[1].next.cluster, "beta");
         let severities = [beta.findings[0].severity, beta.findings[1].severity];
@@ -189,7 +198,7 @@ mod tests {
     fn where_nothing_is_encrypted_there_is_nothing_to_reach() {
         let mut report = report();
         let off = ReachReport { enabled: false, ..reached(Vec::new()) };
-        add(&mut report, &[off], &[], "isthmus-system", true);
+        add(&mut report, Asked { reached: &[off], silent: &[], left_out: 0 }, "isthmus-system", true);
         assert_eq!(report.peers[0].step(Step::Wireguard).unwrap().outcome, Outcome::Skipped);
         assert_eq!(report.peers.len(), 1);
     }
@@ -198,7 +207,7 @@ mod tests {
     fn an_agent_that_does_not_answer_is_to_be_looked_at() {
         let mut report = report();
         let silent = Silent { cluster: None, name: "a1".into(), reason: "no answer".into() };
-        add(&mut report, &[], &[silent], "isthmus-system", false);
+        add(&mut report, Asked { reached: &[], silent: &[silent], left_out: 0 }, "isthmus-system", false);
         assert_eq!(report.peers[0].outcome(), Outcome::Warning);
     }
 }

@@ -23,6 +23,9 @@ const MOST: u64 = 16 << 20;
 const DEADLINE: Duration = Duration::from_secs(300);
 /// How long a connection to a daemon may take.
 const CONNECT: Duration = Duration::from_secs(10);
+/// The most node-agents of a cluster that are asked. All are asked at once, each by a connection through its API server, and
+/// each sends handshakes to hundreds of nodes.
+const MOST_AGENTS: usize = 64;
 /// The label that tells our pods apart.
 const NAME_LABEL: &str = "app.kubernetes.io/name";
 /// Where an apiserver answers on its loopback address.
@@ -102,7 +105,7 @@ pub(super) async fn in_cluster(contexts: &Contexts, context: &str) -> std::resul
         Err(refusal) => found.missing.push(refusal.to_string()),
     }
     match agents {
-        Ok(agents) => found.agents = agents,
+        Ok(agents) => (found.agents, found.left_out) = some_of(agents),
         // Why the cluster does not answer is told once.
         Err(refusal) if found.missing.is_empty() => found.missing.push(refusal.to_string()),
         Err(_) => {}
@@ -110,11 +113,21 @@ pub(super) async fn in_cluster(contexts: &Contexts, context: &str) -> std::resul
     Ok(found)
 }
 
+/// As many node-agents as are asked, from all over the list, and how many are left out.
+fn some_of<T>(all: Vec<T>) -> (Vec<T>, usize) {
+    let count = all.len();
+    let some: Vec<T> = all.into_iter().step_by(count.div_ceil(MOST_AGENTS).max(1)).collect();
+    let left_out = count - some.len();
+    (some, left_out)
+}
+
 /// The daemons to ask.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) apiservers: Vec<Daemon>,
     pub(super) agents: Vec<Daemon>,
+    /// How many node-agents are not to be asked, for there are many.
+    pub(super) left_out: usize,
     /// Those that should be there, and why they cannot be asked.
     pub(super) missing: Vec<String>,
 }
@@ -235,6 +248,18 @@ mod tests {
         let well = tempfile::tempdir().unwrap();
         let well = daemon(&well, "HTTP/1.0 200 OK\r\n\r\n7").await;
         assert_eq!(well.ask::<u32>("/").await, Ok(7));
+    }
+
+    #[test]
+    fn of_many_nodes_some_from_everywhere_are_asked() {
+        assert_eq!(some_of(Vec::<u8>::new()), (vec![], 0));
+        assert_eq!(some_of((0..MOST_AGENTS).collect()), ((0..MOST_AGENTS).collect(), 0));
+        for count in [MOST_AGENTS + 1, 10_000] {
+            let (some, left_out) = some_of((0..count).collect());
+            assert!(some.len() <= MOST_AGENTS && some.len() > MOST_AGENTS / 3, "{}", some.len());
+            assert_eq!(some.len() + left_out, count);
+            assert!(some[0] == 0 && some[some.len() - 1] > count * 9 / 10, "{some:?}");
+        }
     }
 
     #[test]

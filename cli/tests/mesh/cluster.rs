@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clustermesh_apiserver::certificates::rotation::{FINISHING, MESSAGE_ANNOTATION, STATE_ANNOTATION};
 use isthmus_crds::peer::{PEER_SECRET_TYPE, PeerSecret, Relation};
 use isthmus_crds::{CaBundle, ClusterInfo, ClusterPeer, PeerSource, SecretVersion, names};
 use isthmus_kube_api::{Config, KubeApi};
@@ -171,14 +172,21 @@ impl Cluster {
                     ("activated", Some("finish")) => Some(("steady", Some(&new))),
                     _ => None,
                 };
+                let annotate = async |annotations: Value| {
+                    let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+                    secrets.patch(names::CA_SECRET, &PatchParams::default(), &patch).await.unwrap();
+                };
                 if let Some((next, publish)) = next {
+                    state = next;
+                    if state == "steady" {
+                        // The end is reached before everything has followed from it. Whoever looks now sees that.
+                        annotate(json!({STATE_ANNOTATION: state, MESSAGE_ANNOTATION: FINISHING})).await;
+                        tokio::time::sleep(Duration::from_secs(2)).await;
+                    }
                     if let Some(info) = publish {
                         publish_to(&cluster, info).await;
                     }
-                    state = next;
-                    let patch = json!({"metadata": {"annotations": {"isthmus.io/ca-rotation-state": state}}});
-                    let params = PatchParams::default();
-                    secrets.patch(names::CA_SECRET, &params, &Patch::Merge(patch)).await.unwrap();
+                    annotate(json!({STATE_ANNOTATION: state, MESSAGE_ANNOTATION: null})).await;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -8,7 +8,9 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::ObjectMeta;
 
-use super::rotation::{MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION};
+use super::rotation::{
+    FINISHING, MESSAGE_ANNOTATION, REQUEST_ANNOTATION, Request, Rotation, STATE_ANNOTATION,
+};
 use super::{labels, text};
 use crate::pki::{Authority, Certificate, PkiError};
 
@@ -169,10 +171,14 @@ impl AuthoritySecret {
             None => **trusted == self.certificate,
         };
         let trusted = self.trusted.iter().filter(stays).map(Certificate::pem).collect::<String>();
-        self.changed(Rotation::Steady, |data| {
+        let mut secret = self.changed(Rotation::Steady, |data| {
             data.insert("ca.crt".to_owned(), bytes(&trusted));
             data.remove(FORMER);
-        })
+        });
+        // In one write with the state: nobody sees that without this.
+        let annotations = secret.metadata.annotations.get_or_insert_default();
+        annotations.insert(MESSAGE_ANNOTATION.to_owned(), FINISHING.to_owned());
+        secret
     }
 
     /// Without the next authority.

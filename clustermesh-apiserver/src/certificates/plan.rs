@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Secret;
 
 use super::authority::AuthoritySecret;
 use super::leaf::{Leaf, Verdict};
-use super::rotation::{Rotation, Step};
+use super::rotation::{FINISHING, Rotation, Step};
 use super::watch::Secrets;
 use crate::pki::PkiError;
 
@@ -72,7 +72,7 @@ pub(super) fn plan(facts: &Facts<'_>, authority: Option<&AuthoritySecret>) -> Re
     if complete && facts.published == Some(&*authority.bundle()) {
         plan.spread = Some(format!("{}\n{}", authority.rotation, authority.bundle()));
     }
-    let spread = plan.spread.is_some() && facts.settled;
+    let spread = Spread { published: plan.spread.is_some(), settled: facts.settled };
     match rotate(facts.cluster, authority, complete, spread)? {
         Rotate::No => {}
         Rotate::Say(write) => plan.writes.push(write),
@@ -123,11 +123,20 @@ enum Rotate {
     Move(Write),
 }
 
+/// How far what the rotation has written has come.
+#[derive(Clone, Copy)]
+struct Spread {
+    /// To every certificate's Secret, and to the cluster's published information.
+    published: bool,
+    /// And so long ago that it is in the files of agents.
+    settled: bool,
+}
+
 fn rotate(
     cluster: &str,
     authority: &AuthoritySecret,
     complete: bool,
-    spread: bool,
+    spread: Spread,
 ) -> Result<Rotate, PkiError> {
     let write = |secret, why: &str| Write { name: CA_SECRET, secret, why: why.to_owned() };
     let say = |message: Option<&str>| {
@@ -146,7 +155,10 @@ fn rotate(
         Err(error) => return Ok(say(Some(error))),
         Ok(request) => *request,
     };
-    let (secret, why) = match authority.rotation.step(request, spread) {
+    let (secret, why) = match authority.rotation.step(request, spread.published && spread.settled) {
+        Step::Stay(None) if authority.message() == Some(FINISHING) && !spread.published => {
+            return Ok(Rotate::No);
+        }
         Step::Stay(message) => return Ok(say(message)),
         // Something has been touched since: first that is put right.
         Step::Activate if !complete => return Ok(Rotate::No),
@@ -196,13 +208,16 @@ mod tests {
         secrets: Vec<(&'static str, Option<Secret>)>,
         leaves: Vec<Leaf>,
         now: DateTime<Utc>,
+        /// Another bundle is published than the authority's.
+        published: Option<String>,
     }
 
     impl World {
         fn new() -> Self {
             let leaves = Leaf::all("alpha", "isthmus-system", &[]);
             let names = leaves.iter().map(|leaf| leaf.secret).chain([CA_SECRET]);
-            Self { secrets: names.map(|name| (name, None)).collect(), leaves, now: Utc::now() }
+            let secrets = names.map(|name| (name, None)).collect();
+            Self { secrets, leaves, now: Utc::now(), published: None }
         }
 
         fn authority(&self) -> Option<AuthoritySecret> {
@@ -212,7 +227,7 @@ mod tests {
 
         fn plan(&self, settled: bool) -> Plan {
             let authority = self.authority();
-            let bundle = authority.as_ref().map(AuthoritySecret::bundle);
+            let bundle = self.published.clone().or_else(|| authority.as_ref().map(AuthoritySecret::bundle));
             let facts = Facts {
                 cluster: "alpha",
                 secrets: &Secrets::of(self.secrets.clone()),
@@ -294,7 +309,13 @@ mod tests {
         assert_eq!(world.authority().unwrap().rotation, Rotation::Activated);
         let issued = world.leaf(0).unwrap();
         assert_ne!(issued.data.as_ref().unwrap()["tls.crt"], trusting.data.unwrap()["tls.crt"]);
+        world.published = world.authority().map(|authority| authority.bundle());
         world.ask("finish");
+        world.settle(true);
+        let ending = world.authority().unwrap();
+        assert_eq!((ending.rotation, ending.message()), (Rotation::Steady, Some(FINISHING)));
+        assert_ne!(Some(ending.bundle()), world.published, "which is still to be published");
+        world.published = None;
         world.settle(true);
         let done = world.authority().unwrap();
         assert_eq!((done.rotation, done.message()), (Rotation::Steady, None));

@@ -32,15 +32,16 @@
 //! 3. Ask for **`activate`**. The next authority becomes the active one (`tls.crt`, `tls.key`; the old key is gone, its
 //!    certificate is kept as `former.crt`), and every certificate is issued anew. When all are, and the kubelets' time has
 //!    passed again, the state is `activated`.
-//! 4. Ask for **`finish`**. The old authority leaves the bundle, everywhere; another one that somebody has added to `ca.crt`
-//!    stays. The state is `steady`. The peers are given the bundle again, so that they trust the old one no longer.
+//! 4. Ask for **`finish`**. The old authority leaves the bundle; another one that somebody has added to `ca.crt` stays. The
+//!    state is `steady`, and the message is [`FINISHING`] until the bundle has gone everywhere, to `isthmus-cluster-info` last.
+//!    Then the peers are given the bundle again, so that they trust the old one no longer.
 //!
 //! Until `activate`, **`abort`** takes the next authority back. Later there is nothing to go back to: rotate once more.
 //!
 //! What is wanted stays wanted: `activate` may be asked for while the state is `preparing`, and happens when it can. What
 //! cannot follow from the state is refused in the message, and changes nothing. An authority that a user has put there
-//! (its Secret is not of the type `isthmus.io/ca`) is never written to: whoever keeps it adds the next one to `ca.crt`,
-//! exchanges `tls.crt` and `tls.key` when that has spread, and takes the old one out of `ca.crt` at last.
+//! (its Secret is not of the type `isthmus.io/ca`) is not touched, but for the message that refuses: whoever keeps it adds the
+//! next one to `ca.crt`, exchanges `tls.crt` and `tls.key` when that has spread, and takes the old one out of `ca.crt` at last.
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,6 +52,9 @@ pub const REQUEST_ANNOTATION: &str = "isthmus.io/ca-rotation";
 pub const STATE_ANNOTATION: &str = "isthmus.io/ca-rotation-state";
 /// Annotation: what the leader has to say about it.
 pub const MESSAGE_ANNOTATION: &str = "isthmus.io/ca-rotation-message";
+
+/// What is said of a rotation that has come to its end, while the bundle that is published may still be the one before.
+pub const FINISHING: &str = "waiting until the old authority is trusted nowhere in this cluster";
 
 /// Where the rotation of an authority stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use chrono::SecondsFormat;
 use isthmus_crds::{ADMITTED, CONNECTED, READY, SYNCED};
+use isthmus_wire::printable;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::subject::Subject;
@@ -115,10 +116,7 @@ fn why(peer: &PeerStatus) -> String {
 
 /// A text that may have come from a peer, on one line and not too long.
 pub(super) fn bounded(text: &str) -> String {
-    let mut text: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT).collect();
-    text.truncate(text.floor_char_boundary(LONGEST_TEXT));
-    text
+    printable(text, LONGEST_TEXT - '…'.len_utf8())
 }
 
 #[cfg(test)]

@@ -733,7 +733,7 @@ pub(super) fn period(certificate: &Certificate) -> String {
 /// What somebody else sent, bounded, and without anything that a terminal would obey.
 pub(super) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
-    text.chars().filter(|c| !c.is_control()).take(LONGEST).collect()
+    isthmus_wire::printable(text, LONGEST)
 }
 
 /// What is told, without anything that a terminal would obey: some of it came from the other side.

@@ -13,6 +13,7 @@ use etcd_client::{
     Client, Error, GetOptions, ResponseHeader, SortOrder, SortTarget, WatchOptions, WatchRequestSender,
     WatchResponseStream,
 };
+use isthmus_wire::printable;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
@@ -552,14 +553,9 @@ fn described(status: &Status) -> String {
     foreign(&text)
 }
 
-/// What the store says, fit for a log line and a status: it may be as long as an answer, and may try to look like several.
+/// What the store says: it may be as long as an answer, and may try to look like several lines.
 fn foreign(text: &str) -> String {
-    let mut shown: String =
-        text.chars().take(MAX_QUOTED).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(MAX_QUOTED).is_some() {
-        shown.push('…');
-    }
-    shown
+    printable(text, MAX_QUOTED)
 }
 
 #[cfg(test)]
@@ -573,7 +569,7 @@ mod tests {
             panic!("refused")
         };
         assert!(text.starts_with("no ERROR") && text.ends_with('…'), "{text}");
-        assert!(text.chars().count() <= MAX_QUOTED + 1 && !text.contains(char::is_control), "{text}");
+        assert!(text.len() <= MAX_QUOTED + '…'.len_utf8() && !text.contains(char::is_control), "{text}");
         assert_eq!(foreign("permission denied"), "permission denied");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use isthmus_wire::printable;
 use serde::Serialize;
 
 /// Longest piece of a policy that a problem repeats, in bytes.
@@ -60,9 +61,9 @@ impl Problem {
         consequence: Consequence,
     ) -> Self {
         Self {
-            field: quoted(&field.into(), 2 * MAX_QUOTED),
+            field: printable(&field.into(), 2 * MAX_QUOTED),
             kind,
-            what: quoted(&what.to_string(), 2 * MAX_QUOTED),
+            what: printable(&what.to_string(), 2 * MAX_QUOTED),
             consequence,
         }
     }
@@ -99,20 +100,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A user's text made fit for a message: bounded, and free of control characters.
-pub(crate) fn quoted(text: &str, max: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(max));
-    for c in text.chars() {
-        if out.len() + c.len_utf8() > max {
-            out.push('…');
-            break;
-        }
-        out.push(if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
-    }
-    out
-}
-
-/// [`quoted`] with the usual bound.
+/// A user's text, as it is shown in problems.
 pub(crate) fn short(text: &str) -> String {
-    quoted(text, MAX_QUOTED)
+    printable(text, MAX_QUOTED)
 }
