@@ -89,6 +89,8 @@ pub enum Key {
     LocalPolicy(PolicyKey),
     /// `isthmus/namespaces/v1/<name>`: a namespace for the cluster's own agents.
     LocalNamespace(Namespace),
+    /// `isthmus/refusing/v1/<cluster>`: a peer that refuses this cluster, for the cluster's own agents.
+    Refusing(ClusterName),
 }
 
 /// What identifies a namespaced object of a cluster.
@@ -191,10 +193,12 @@ impl Key {
         })
     }
 
-    /// The cluster that a key under `cilium/cache/`, a canary of such keys, or a cluster configuration is about.
+    /// The cluster that a key under `cilium/cache/`, a canary of such keys, a cluster configuration, or the word that it refuses
+    /// this cluster is about.
     pub fn mirror_of(&self) -> Option<&ClusterName> {
         match self {
             Self::ClusterConfig(cluster)
+            | Self::Refusing(cluster)
             | Self::Synced { cluster, prefix: Prefix::Cache(_) }
             | Self::Node { tree: Tree::Cache, cluster, .. } => Some(cluster),
             Self::Identity { mirror_of, .. } | Self::Ip { mirror_of, .. } => mirror_of.as_ref(),
@@ -270,6 +274,7 @@ impl fmt::Display for Key {
             }
             Self::LocalPolicy(policy) => write!(f, "{}/{policy}", crate::local::POLICIES),
             Self::LocalNamespace(name) => write!(f, "{}/{name}", crate::local::NAMESPACES),
+            Self::Refusing(cluster) => write!(f, "{}/{cluster}", crate::local::REFUSING),
         }
     }
 }
@@ -286,6 +291,9 @@ fn parse(text: &str) -> Result<Key, KeyProblem> {
     }
     if let Some(rest) = text.strip_prefix("isthmus/namespaces/v1/") {
         return Ok(Key::LocalNamespace(rest.parse()?));
+    }
+    if let Some(rest) = text.strip_prefix("isthmus/refusing/v1/") {
+        return Ok(Key::Refusing(rest.parse()?));
     }
     let rest = text.strip_prefix("cilium/").ok_or(KeyProblem::Unknown)?;
     let (head, tail) = rest.split_once('/').unwrap_or((rest, ""));
@@ -400,6 +408,7 @@ mod tests {
             "cilium/state/endpointslices/v1/alpha/app/echo-x1",
             "cilium/cache/serviceexports/v1/beta/app/echo",
             "isthmus/services/v1/app/echo",
+            "isthmus/refusing/v1/beta",
         ] {
             let key = Key::parse(text.as_bytes()).expect(text);
             assert_eq!(key.to_string(), text);
@@ -438,6 +447,8 @@ mod tests {
             "cilium/state/services/v1/alpha/app/../echo",
             "cilium/state/services/v1/alpha/app/a/b",
             "isthmus/services/v1/app",
+            "isthmus/refusing/v1/",
+            "isthmus/refusing/v1/beta/x",
         ] {
             assert!(Key::parse(text.as_bytes()).is_err(), "{text}");
         }
@@ -465,6 +476,7 @@ mod tests {
             ("isthmus/services/v1/a/b", None),
             ("isthmus/policies/v1/networkpolicy/a/b", None),
             ("isthmus/namespaces/v1/a", None),
+            ("isthmus/refusing/v1/beta", None),
         ] {
             assert_eq!(mirrored(from).as_deref(), to, "{from}");
         }

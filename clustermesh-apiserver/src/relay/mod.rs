@@ -14,9 +14,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use isthmus_crds::peer::Relation;
 use isthmus_kvstore::config::ClientConfig;
 use isthmus_kvstore::writer::Writer;
+use isthmus_wire::local::REFUSING;
 use isthmus_wire::{ClusterName, Key};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -328,8 +330,10 @@ impl Supervisor {
     /// The clusters of which the store holds anything. A store that outlives the process may hold peers that were
     /// removed meanwhile, or were being drained.
     fn left_behind(&self) -> BTreeSet<ClusterName> {
-        let prefixes = [isthmus_wire::key::CLUSTER_CONFIGS, isthmus_wire::key::SYNCED, "cilium/cache/"];
-        let keys = prefixes.into_iter().flat_map(|prefix| self.writer.keys_below(&prefix.into()));
+        let prefixes =
+            [isthmus_wire::key::CLUSTER_CONFIGS, isthmus_wire::key::SYNCED, "cilium/cache/"].map(Bytes::from);
+        let refusing = Bytes::from(format!("{REFUSING}/"));
+        let keys = prefixes.iter().chain([&refusing]).flat_map(|prefix| self.writer.keys_below(prefix));
         let names = keys.filter_map(|key| Key::parse(&key).ok()?.mirror_of().cloned());
         names.filter(|name| *name != self.own).collect()
     }

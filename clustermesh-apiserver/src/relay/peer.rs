@@ -9,6 +9,8 @@
 //! A peer that cannot be reached keeps what was mirrored of it, for ever unless [`Timing::cache_ttl`] is set. One that refuses
 //! this cluster's certificate has let go of this cluster, or is about to: before its nodes stop listening, nothing new
 //! is to go there. So its description is taken away, as that of a removed peer is, until it takes the certificate again.
+//! A relay with a new store has no description to take away, and nothing else by which agents could tell such a peer from one out
+//! of reach. So it is said in a key of its own as well, for them alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -63,9 +65,15 @@ pub(super) struct Peer {
     /// The present configuration; none once it was removed.
     pub(super) config: watch::Receiver<Option<PeerConfig>>,
     pub(super) view: Shown,
-    /// What the peer said of itself, while readers are not told, because it refuses this cluster.
-    pub(super) withheld: Option<ClusterConfig>,
+    /// There while readers are told that the peer refuses this cluster.
+    pub(super) withheld: Option<Withheld>,
     pub(super) shutdown: CancellationToken,
+}
+
+/// What is kept from readers because the peer refuses this cluster.
+pub(super) struct Withheld {
+    /// What the peer said of itself before. None if the store is newer than that.
+    description: Option<ClusterConfig>,
 }
 
 /// Why following a store ended.
@@ -83,6 +91,7 @@ impl Peer {
     pub(super) async fn run(mut self) {
         self.take_over();
         let mut mirror = Mirror::default();
+        self.recollect();
         loop {
             let Some(config) = self.config.borrow_and_update().clone() else {
                 self.drain(&mut mirror).await;
@@ -302,29 +311,59 @@ impl Peer {
         following.admitted = Some(Admitted { config, reservation, sections, announced: false });
     }
 
-    /// Tells readers what the peer says of itself, and that it is read from here.
-    fn describe(&self, config: &ClusterConfig) {
+    /// Tells readers what the peer says of itself, and that it is read from here: so it does not refuse this cluster.
+    fn describe(&mut self, config: &ClusterConfig) {
         let mut cached = config.clone();
         cached.capabilities.cached = true;
         cached.capabilities.synced_canaries = true;
         self.writer.put(Key::ClusterConfig(self.name.clone()).to_bytes(), cached.encode());
+        self.withhold_no_more();
     }
 
     /// The peer refuses this cluster: readers are to send nothing new there, as if it had been removed. What was mirrored
     /// stays for what is open, and for services that nobody else has.
     fn withhold(&mut self) {
-        let Some(config) = self.described() else { return };
         tracing::warn!(peer = %self.name,
             "the peer refuses this cluster's certificate: it has disconnected this cluster, or lost its authority; nothing new is sent to its services while others have them");
+        let description = self.described();
+        self.writer.put(Key::Refusing(self.name.clone()).to_bytes(), "true");
         self.writer.delete(Key::ClusterConfig(self.name.clone()).to_bytes());
-        self.withheld = Some(config);
+        self.withheld = Some(Withheld { description });
         self.view.send_modify(|view| view.withheld = true);
     }
 
+    /// The peer takes this cluster again, or is to be asked anew.
     fn describe_again(&mut self) {
-        if let Some(config) = self.withheld.take() {
-            self.describe(&config);
+        let description = self.withheld.as_ref().and_then(|withheld| withheld.description.clone());
+        match description {
+            Some(config) => self.describe(&config),
+            // It has to say again what it is.
+            None => self.withhold_no_more(),
+        }
+    }
+
+    /// Says no more that the peer refuses this cluster. Comes after its description, so that readers never lack both.
+    fn withhold_no_more(&mut self) {
+        if self.withheld.take().is_some() {
+            self.writer.delete(Key::Refusing(self.name.clone()).to_bytes());
             self.view.send_modify(|view| view.withheld = false);
+        }
+    }
+
+    /// A store that outlives the process still says what an earlier run has found out.
+    fn recollect(&mut self) {
+        let refusing = Key::Refusing(self.name.clone()).to_bytes();
+        if self.writer.value(&refusing).is_none() {
+            return;
+        }
+        match self.described() {
+            // It was interrupted in between, on the way there or back.
+            Some(_) => self.writer.delete(refusing),
+            None => {
+                self.writer.put(refusing, "true");
+                self.withheld = Some(Withheld { description: None });
+                self.view.send_modify(|view| view.withheld = true);
+            }
         }
     }
 
@@ -448,6 +487,7 @@ impl Peer {
         for key in mirror.clear() {
             self.writer.delete(key);
         }
+        self.withhold_no_more();
         for resource in Resource::ALL {
             let section = self.section(resource);
             tokio::select! {
@@ -471,7 +511,8 @@ impl Peer {
 
     /// The id of the cluster that is mirrored at present, also by an earlier run.
     fn mirrored_id(&self) -> Option<ClusterId> {
-        self.described().map(|config| config.id)
+        let withheld = self.withheld.as_ref().and_then(|withheld| withheld.description.as_ref());
+        withheld.map(|config| config.id).or_else(|| self.described().map(|config| config.id))
     }
 
     /// What readers are told at present, also by an earlier run.

@@ -195,6 +195,92 @@ async fn a_peer_that_refuses_this_cluster_is_as_good_as_disconnected_until_it_ta
     tell(&beta, 2);
     alpha.ready("beta").await;
     assert!(alpha.value("cilium/cluster-config/beta").is_some(), "readers are told again");
+    assert_eq!(alpha.value(REFUSING), None);
+    alpha.stop().await;
+}
+
+/// What agents are told of a peer that refuses this cluster, whatever else the store has of it.
+const REFUSING: &str = "isthmus/refusing/v1/beta";
+
+async fn is_said_to_refuse(alpha: &Alpha) {
+    until("it is said that beta refuses", || match alpha.value(REFUSING).as_deref() {
+        Some(b"true") => Ok(()),
+        value => Err(format!("{value:?} {:#?}", alpha.peer("beta"))),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_with_a_new_store_tells_a_peer_that_refuses_from_one_that_is_out_of_reach() {
+    let mesh = Mesh::new();
+    let alpha = Alpha::start(&mesh);
+    let beta = honest(&mesh).await;
+    let address = beta.address;
+    beta.stop().await;
+    alpha.connect("beta", address);
+    until("a connection has failed", || {
+        alpha
+            .peer("beta")
+            .filter(|peer| peer.failures > 1)
+            .ok_or_else(|| format!("{:#?}", alpha.peer("beta")))
+    })
+    .await;
+    assert_eq!(alpha.keys_of("beta"), [""; 0], "there is nothing to say of it");
+
+    let beta = mesh.peer_that_refuses("beta", address).await;
+    is_said_to_refuse(&alpha).await;
+    assert_eq!(alpha.keys_of("beta"), [REFUSING], "and nothing else is made up");
+    let status = alpha.peer("beta").expect("configured");
+    assert!(status.reason.is_some_and(|reason| reason.contains("only where no other cluster has them")));
+
+    // Out of reach again: it has not taken back what it said.
+    beta.stop().await;
+    let failures = alpha.peer("beta").expect("configured").failures;
+    until("the loss is noticed", || {
+        let peer = alpha.peer("beta").filter(|peer| peer.failures > failures + 1);
+        peer.map(drop).ok_or_else(|| format!("{:#?}", alpha.peer("beta")))
+    })
+    .await;
+    assert_eq!(alpha.keys_of("beta"), [REFUSING]);
+
+    let beta = mesh.peer_at("beta", address).await;
+    tell(&beta, 2);
+    alpha.ready("beta").await;
+    assert!(alpha.value("cilium/cluster-config/beta").is_some());
+    assert_eq!(alpha.value(REFUSING), None, "it takes this cluster again");
+    alpha.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_peer_refuses_outlives_the_relay_and_goes_with_the_peer() {
+    let mesh = Mesh::new();
+    let alpha = Alpha::start(&mesh);
+    let beta = honest(&mesh).await;
+    let address = beta.address;
+    alpha.connect("beta", address);
+    alpha.ready("beta").await;
+    beta.stop().await;
+    let beta = mesh.peer_that_refuses("beta", address).await;
+    is_said_to_refuse(&alpha).await;
+    let store = alpha.store.clone();
+    alpha.stop().await;
+
+    // Over the same store, as one in etcd is. The description went with the other relay, and the peer has another id now.
+    beta.stop().await;
+    let alpha = Alpha::start_with(&mesh, store, quick());
+    let beta = mesh.peer_at("beta", address).await;
+    tell(&beta, 5);
+    alpha.ready("beta").await;
+    assert_eq!(alpha.value(REFUSING), None, "this relay takes back what the other one said");
+    let config = String::from_utf8(alpha.value("cilium/cluster-config/beta").unwrap()).unwrap();
+    assert!(config.contains(r#""id":5"#), "{config}");
+
+    beta.stop().await;
+    let beta = mesh.peer_that_refuses("beta", address).await;
+    is_said_to_refuse(&alpha).await;
+    alpha.disconnect("beta");
+    gone(&alpha, "beta").await;
+    beta.stop().await;
     alpha.stop().await;
 }
 

@@ -15,6 +15,8 @@ pub enum Scope {
     LocalPolicies,
     /// Namespaces for the cluster's own agents.
     LocalNamespaces,
+    /// Which peers refuse the cluster, for its own agents.
+    Refusing,
     /// The heartbeat.
     Heartbeat,
     /// Cluster configurations.
@@ -46,6 +48,7 @@ impl Scope {
             (local::SERVICES, Self::LocalServices),
             (local::POLICIES, Self::LocalPolicies),
             (local::NAMESPACES, Self::LocalNamespaces),
+            (local::REFUSING, Self::Refusing),
             (HEARTBEAT, Self::Heartbeat),
             (CLUSTER_CONFIGS, Self::ClusterConfigs),
             (SYNCED, Self::Canaries),
@@ -66,6 +69,7 @@ impl Scope {
             Self::LocalServices => local::SERVICES,
             Self::LocalPolicies => local::POLICIES,
             Self::LocalNamespaces => local::NAMESPACES,
+            Self::Refusing => local::REFUSING,
             Self::Heartbeat => "cilium/.hear",
             Self::ClusterConfigs => "cilium/clust",
             // Cilium's begins with the cluster's name.
@@ -105,6 +109,7 @@ mod tests {
             ("cilium/cache/ip/v1/beta/10.2.0.1", "ip/v1", Some("beta")),
             ("cilium/state/endpointslices/v1/alpha/", "endpointslices/v1", None),
             ("isthmus/services/v1/app/echo", "isthmus/services/v1", None),
+            ("isthmus/refusing/v1/beta", "isthmus/refusing/v1", None),
             ("cilium/.heartbeat", "cilium/.hear", None),
             ("cilium/cluster-config/beta", "cilium/clust", Some("beta")),
             ("cilium/cluster-config/", "cilium/clust", None),

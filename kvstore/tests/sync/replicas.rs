@@ -128,6 +128,13 @@ impl Replicas {
             })
             .await;
             assert_eq!(moved.failures, status.failures + 1, "the next one is taken at once: {moved:#?}");
+            if round % 2 == 0 {
+                let error = moved.last_error.unwrap_or_default();
+                assert!(
+                    error.contains("server stopped"),
+                    "it was told to go, and had not to find out: {error}"
+                );
+            }
             self.churn(20).await;
             let export = &self.export.keys;
             consumer.until("the reader knows everything", |consumer| consumer.map == *export).await;

@@ -2,13 +2,14 @@
 //! itself. One task per section reads entries and hands on events; a section that does not keep up holds back
 //! itself alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use isthmus_kvstore::Section;
 use isthmus_kvstore::reader::{Reader, ReaderStatus, SectionEvent, SectionPhase};
 use isthmus_wire::key::CLUSTER_CONFIGS;
+use isthmus_wire::local::REFUSING;
 use isthmus_wire::{ClusterConfig, ClusterId, ClusterName, Key, MaxConnectedClusters, Prefix, validate};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -44,8 +45,15 @@ pub struct OwnCluster {
 
 /// Reads the mesh until the receiver of its events is gone.
 pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>, metrics: Arc<Metrics>) {
-    let mut follower =
-        Follower { own, reader, events, metrics, tasks: JoinSet::new(), peers: BTreeMap::new() };
+    let mut follower = Follower {
+        own,
+        reader,
+        events,
+        metrics,
+        tasks: JoinSet::new(),
+        peers: BTreeMap::new(),
+        refusing: BTreeSet::new(),
+    };
     let (own_name, clusters) = (follower.own.name.clone(), CLUSTER_CONFIGS.trim_end_matches('/'));
     let own_sections = [
         (Resource::Nodes, Prefix::State(isthmus_wire::Resource::Nodes)),
@@ -59,11 +67,19 @@ pub async fn run(own: OwnCluster, reader: Reader, events: mpsc::Sender<Arrival>,
         follower.follow(&own_name, true, resource, prefix);
     }
     let mut configs = follower.reader.follow(Section::new(clusters, None::<&str>));
+    let mut refusing = follower.reader.follow(Section::new(REFUSING, None::<&str>));
     let mut status = follower.reader.status();
     loop {
         let goes_on = tokio::select! {
             event = configs.recv() => match event {
                 Some(event) => follower.cluster_config(event).await,
+                None => false,
+            },
+            event = refusing.recv() => match event {
+                Some(event) => {
+                    follower.refusal(&event);
+                    follower.let_go(&mut status).await
+                }
                 None => false,
             },
             changed = status.changed() => {
@@ -90,6 +106,8 @@ struct Follower {
     metrics: Arc<Metrics>,
     tasks: JoinSet<()>,
     peers: BTreeMap<ClusterName, Peer>,
+    /// The peers of which the gateway says that they refuse this cluster.
+    refusing: BTreeSet<ClusterName>,
 }
 
 #[derive(Default)]
@@ -108,8 +126,10 @@ enum Standing {
     /// It no longer has one. What is known of the peer stays until its entries are deleted, too: a gateway that was
     /// started anew may only not have reached the peer yet.
     Departed,
-    /// It no longer has one, and has all of the peer's services all the same: the peer was disconnected, and its entries
-    /// stay for what is open. A relay that reaches a peer for the first time describes it before it has read it whole.
+    /// It no longer has one, and this is not for want of a connection. Either it has all of the peer's services all the same: the
+    /// peer was disconnected, and its entries stay for what is open, for a relay that reaches a peer for the first time describes
+    /// it before it has read it whole. Or it says that the peer refuses this cluster, which a gateway that was started anew can
+    /// say of a peer that it knows nothing else of. Ends with the next description, and with nothing less.
     Draining,
 }
 
@@ -149,6 +169,23 @@ impl Follower {
         };
         let Some(event) = event else { return true };
         self.send(event, section, revision).await
+    }
+
+    /// Takes in what the gateway says about who refuses this cluster.
+    fn refusal(&mut self, event: &SectionEvent) {
+        match event {
+            SectionEvent::Put { key, .. } => {
+                if let Ok(Key::Refusing(name)) = Key::parse(key) {
+                    self.refusing.insert(name);
+                }
+            }
+            SectionEvent::Delete { key, .. } => {
+                if let Ok(Key::Refusing(name)) = Key::parse(key) {
+                    self.refusing.remove(&name);
+                }
+            }
+            SectionEvent::Synced { .. } => {}
+        }
     }
 
     /// Starts to follow a peer that has described itself.
@@ -210,8 +247,8 @@ impl Follower {
         sections.insert(resource, Followed { prefix: name, task });
     }
 
-    /// Looks after peers without a description: those that still have all of their services are drained, those that
-    /// have nothing left are forgotten. Says whether there is still someone to tell.
+    /// Looks after peers without a description: those that still have all of their services, or refuse this cluster, are drained,
+    /// those that have nothing left are forgotten. Says whether there is still someone to tell.
     async fn let_go(&mut self, status: &mut watch::Receiver<ReaderStatus>) -> bool {
         let mut draining = Vec::new();
         let mut gone = Vec::new();
@@ -233,7 +270,8 @@ impl Follower {
                 if peer.sections.values().all(is_empty) {
                     gone.push(name.clone());
                 } else if peer.standing == Standing::Departed
-                    && [Resource::Services, Resource::Slices].into_iter().any(is_followed)
+                    && (self.refusing.contains(name)
+                        || [Resource::Services, Resource::Slices].into_iter().any(is_followed))
                     && let Some(config) = peer.config
                 {
                     peer.standing = Standing::Draining;
@@ -242,7 +280,7 @@ impl Follower {
             }
         }
         for (name, config) in draining {
-            tracing::info!(cluster = %name, "peer is being disconnected: nothing new goes to its services");
+            tracing::info!(cluster = %name, "peer is being disconnected, or refuses this cluster: nothing new goes to its services");
             let event = MeshEvent::Cluster { cluster: name.as_str().into(), config };
             if !self.conclude(event).await {
                 return false;

@@ -185,6 +185,48 @@ fn an_exchanged_store_that_is_still_being_filled_takes_nothing_away() {
 }
 
 #[test]
+fn a_peer_that_refuses_gets_nothing_new_also_where_the_store_is_new() {
+    Place::with(async |mut place| {
+        let agent = Agent::start(&place).await;
+        place.fill(&place.store(), &[LOCAL], &[REMOTE]);
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.until_synced().await;
+        let (before, known) = (place.dump(), place.readable().ipcache);
+        let first = agent.status().await.gateway.store_id;
+
+        // The relay that was started anew does not reach its peer: for all that is known it is out of reach.
+        let watched = place.watch(before.clone());
+        place.exchange_store().await;
+        place.store().fill_own(&[LOCAL]);
+        agent
+            .until("the own cluster is read from another store", |status| {
+                status.gateway.store_id != first && status.clusters[0].state == ClusterState::Synced
+            })
+            .await;
+        watched.saw_no_change();
+        assert_eq!(place.dump(), before);
+
+        place.store().put_text("isthmus/refusing/v1/beta", "true");
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+        let beta =
+            |status: &AgentStatus| status.clusters.iter().find(|it| it.name == "beta").map(|it| it.state);
+        agent.until("it says so", |status| beta(status) == Some(ClusterState::Draining)).await;
+        assert_eq!(place.readable().ipcache, known, "what is open needs the addresses");
+
+        // Nobody else has the service: a peer that has only lost its authority serves it still.
+        place.store().put_local(&[], true);
+        place.eventually_answer(&[(REMOTE, 2)]).await;
+        place.store().put_local(&[LOCAL], true);
+        place.eventually_answer(&[(LOCAL, 0)]).await;
+
+        place.store().fill_peer(&[REMOTE]);
+        place.store().remove("isthmus/refusing/v1/beta");
+        place.eventually_answer(&[(LOCAL, 0), (REMOTE, 2)]).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
 fn a_malformed_entry_is_counted_and_the_rest_goes_on() {
     Place::with(async |place| {
         let agent = Agent::start(&place).await;

@@ -100,6 +100,7 @@ pub(crate) fn key() -> impl Strategy<Value = Key> {
         (namespace(), object_name()).prop_map(|(namespace, name)| Key::LocalService { namespace, name }),
         policy_key().prop_map(Key::LocalPolicy),
         namespace().prop_map(Key::LocalNamespace),
+        cluster_name().prop_map(Key::Refusing),
     ]
 }
 
