@@ -59,20 +59,24 @@ impl Configurable for Memory {
 }
 
 fn change_peer(peers: &mut Vec<PeerState>, update: PeerUpdate) {
-    let known = peers.iter().any(|peer| peer.public_key == update.public_key);
+    let known = peers.iter().position(|peer| peer.public_key == update.public_key);
     if update.remove {
-        return peers.retain(|peer| peer.public_key != update.public_key);
+        return known.into_iter().for_each(|place| drop(peers.remove(place)));
     }
-    if !known && update.update_only {
+    if known.is_none() && update.update_only {
         return;
     }
-    if !known {
+    let place = known.unwrap_or_else(|| {
         peers.push(PeerState::new(update.public_key));
+        peers.len() - 1
+    });
+    // Looks at every prefix of everybody, so it is left out where it cannot find any.
+    if !update.allowed_ips.is_empty() {
+        for other in peers.iter_mut().filter(|peer| peer.public_key != update.public_key) {
+            other.allowed_ips.retain(|prefix| !update.allowed_ips.contains(&AllowedIp::Add(*prefix)));
+        }
     }
-    for other in peers.iter_mut().filter(|peer| peer.public_key != update.public_key) {
-        other.allowed_ips.retain(|prefix| !update.allowed_ips.contains(&AllowedIp::Add(*prefix)));
-    }
-    let peer = peers.iter_mut().find(|peer| peer.public_key == update.public_key).unwrap();
+    let peer = &mut peers[place];
     update.preshared_key.apply_to(&mut peer.preshared_key);
     peer.endpoint = update.endpoint.or(peer.endpoint);
     if let Some(seconds) = update.persistent_keepalive {

@@ -232,4 +232,24 @@ mod tests {
         assert_eq!(after("aa-----------------------", "a", ""), Some(30));
         assert_eq!(after("--a----------------------", "a", ""), Some(40));
     }
+
+    #[tokio::test]
+    async fn requests_are_waited_for_until_there_are_enough() {
+        let (start, mut samples) = run("abb");
+        let last = samples.pop().expect("three");
+        let samples = Arc::new(Mutex::new(samples));
+        let (tell, count) = watch::channel(2);
+        let task = tokio::spawn(std::future::pending());
+        let traffic = Traffic { samples: Arc::clone(&samples), count, hurry: Arc::default(), task };
+        traffic.at_least(2, start, Duration::from_secs(60)).await;
+        traffic.at_least(3, start, Duration::from_millis(10)).await;
+        assert_eq!(traffic.tally(start).answers.len(), 2, "those that there are");
+
+        let mut enough = std::pin::pin!(traffic.at_least(3, start, Duration::from_secs(60)));
+        assert!(futures::poll!(enough.as_mut()).is_pending());
+        samples.lock().expect("no panic").push(last);
+        tell.send_replace(3);
+        enough.await;
+        assert_eq!(traffic.total().answers["b"], 2);
+    }
 }

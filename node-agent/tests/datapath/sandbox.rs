@@ -159,8 +159,9 @@ static PROCESS: Mutex<Option<(PathBuf, u32)>> = Mutex::new(None);
 struct ProcessCgroup;
 
 impl ProcessCgroup {
+    /// Not named as labs are: what a killed test leaves is no lab, and no lab is removed with it.
     fn dir() -> PathBuf {
-        mount_point().join(format!("isthmus-test-{}", std::process::id()))
+        mount_point().join(format!("test-of-isthmus-{}", std::process::id()))
     }
 
     fn enter() -> Self {
