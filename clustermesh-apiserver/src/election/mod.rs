@@ -25,7 +25,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::candidate::Candidate;
@@ -199,14 +199,20 @@ struct Run {
 
 impl Run {
     async fn until(mut self, ended: CancellationToken) {
-        while ended.run_until_cancelled(self.round()).await.is_some() {
+        loop {
+            // Not broken off: a renewal that is under way may be taken all the same, and what is released then would be a
+            // version that is no more.
+            self.round(&ended).await;
+            if ended.is_cancelled() {
+                break;
+            }
             let pause = self.timing.retry.mul_f64(1.0 + fastrand::f64() / 5.0);
             let wait = async {
                 // Not a moment longer than the Lease is ours for sure.
                 let now = Instant::now();
                 match self.candidate.until(now) {
                     Some(until) if until < now + pause => {
-                        tokio::time::sleep_until(until).await;
+                        sleep_until(until).await;
                         self.tell();
                     }
                     _ => sleep(pause).await,
@@ -219,14 +225,22 @@ impl Run {
         self.release().await;
     }
 
-    /// Looks at the Lease, and takes or renews it where that is due.
-    async fn round(&mut self) {
+    /// Looks at the Lease, and takes or renews it where that is due. Lasts until the renewal deadline at the longest, and no
+    /// longer than a retry after the end.
+    async fn round(&mut self, ended: &CancellationToken) {
         let asked = Instant::now();
         // A request that hangs must not outlast what it was meant to save.
         let deadline = self.candidate.until(asked).unwrap_or(asked + self.timing.renew_deadline);
-        let outcome = match timeout_at(deadline, self.attempt(asked)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err("the Kubernetes API does not answer in time".to_owned()),
+        let patience = self.timing.retry;
+        let too_late = async {
+            tokio::select! {
+                () = sleep_until(deadline) => {}
+                () = async { ended.cancelled().await; sleep(patience).await } => {}
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = self.attempt(asked) => outcome,
+            () = too_late => Err("the Kubernetes API does not answer in time".to_owned()),
         };
         let trouble = outcome.err();
         if trouble != self.trouble {
@@ -316,5 +330,92 @@ fn explain(error: &kube::Error) -> String {
             format!("{}: check that the namespace given with --namespace exists", status.message)
         }
         error => chain(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use k8s_openapi::serde_json;
+    use kube::client::Body;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// An API with one Lease, which answers a renewal only when it is let.
+    #[derive(Clone, Default)]
+    struct Api {
+        lease: Arc<Mutex<Option<Lease>>>,
+        renewed: Arc<Notify>,
+        may_answer: Arc<Notify>,
+    }
+
+    impl Api {
+        async fn answer(self, request: http::Request<Body>) -> (u16, serde_json::Value) {
+            let method = request.method().clone();
+            let body = request.into_body().collect_bytes().await.expect("a body");
+            let (code, answer, is_renewal) = {
+                let mut kept = self.lease.lock().expect("not poisoned");
+                let version = kept.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+                if method == http::Method::GET {
+                    match &*kept {
+                        Some(lease) => (200, serde_json::to_value(lease), false),
+                        None => (404, Ok(status(404, "NotFound")), false),
+                    }
+                } else {
+                    let mut lease: Lease = serde_json::from_slice(&body).expect("a Lease");
+                    if lease.metadata.resource_version != version {
+                        (409, Ok(status(409, "Conflict")), false)
+                    } else {
+                        let next = version.map_or(1, |version| version.parse::<u64>().expect("ours") + 1);
+                        lease.metadata.resource_version = Some(next.to_string());
+                        let answer = serde_json::to_value(&lease);
+                        *kept = Some(lease);
+                        (200, answer, next == 2)
+                    }
+                }
+            };
+            if is_renewal {
+                self.renewed.notify_one();
+                self.may_answer.notified().await;
+            }
+            (code, answer.expect("JSON"))
+        }
+
+        fn holder(&self) -> Option<String> {
+            self.lease.lock().expect("not poisoned").clone()?.spec?.holder_identity
+        }
+    }
+
+    fn status(code: u16, reason: &str) -> serde_json::Value {
+        serde_json::json!({ "kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_released_also_when_its_renewal_is_under_way() {
+        let api = Api::default();
+        let served = api.clone();
+        let service = tower::service_fn(move |request| {
+            let api = served.clone();
+            async move {
+                let (code, answer) = api.answer(request).await;
+                let body = Body::from(serde_json::to_vec(&answer).expect("JSON"));
+                http::Response::builder().status(code).body(body)
+            }
+        });
+        let tasks = Tasks::until(CancellationToken::new());
+        let client = Client::new(service, "default");
+        let (election, mut leadership) =
+            Election::start(client, "default", "lease", "r0", Timing::default(), &tasks);
+        leadership.gained().await;
+        api.renewed.notified().await;
+        assert_eq!(api.holder().as_deref(), Some("r0"));
+
+        let release = tokio::spawn(election.release());
+        tokio::task::yield_now().await;
+        api.may_answer.notify_one();
+        release.await.expect("no panic");
+        assert_eq!(api.holder().as_deref(), Some(""), "the next one need not wait");
     }
 }
