@@ -19,6 +19,7 @@ use crate::output::age;
 /// An authority that ends within this time is to be looked at, however long it lives: peers have to be told of the next one
 /// before.
 const SOON: TimeDelta = TimeDelta::days(14);
+
 /// What a certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
